@@ -1,0 +1,100 @@
+"""The embedded default of Airflow: the configuration that makes it run under `var/` with no server.
+
+Nothing here imports Airflow, so that the environment can be set before it is: Airflow reads it while it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+# Every option that already says where OpenLineage events go: with one of them set, ours is left out.
+_TRANSPORT_SETTINGS = (
+    "AIRFLOW__OPENLINEAGE__TRANSPORT",
+    "AIRFLOW__OPENLINEAGE__CONFIG_PATH",
+    "AIRFLOW__OPENLINEAGE__CONFIG_CONN_ID",
+    "OPENLINEAGE_CONFIG",
+)
+
+
+def airflow_home(var: Path) -> Path:
+    """Where the embedded Airflow keeps its state."""
+    return var / "airflow"
+
+
+def embedded_database(var: Path) -> Path:
+    """The SQLite file of the embedded metadata database."""
+    return airflow_home(var) / "airflow.db"
+
+
+def lineage_file(var: Path) -> Path:
+    """Where OpenLineage events are appended when no consumer is configured."""
+    return var / "lineage" / "events.jsonl"
+
+
+def sqlite_url(database: Path) -> str:
+    """The SQLAlchemy address of an SQLite file."""
+    return f"sqlite:///{database.absolute()}"
+
+
+def environment(
+    var: Path,
+    dags: Path,
+    base: Mapping[str, str],
+    database: str | None = None,
+    more: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The environment of an embedded Airflow: `base`, and a default for each setting that `base` leaves open.
+
+    `database` is the address of a metadata database that must be used whatever `base` says; by default it is the one
+    that `base` names, or else an SQLite file under `var`. `more` are further defaults, by variable name.
+    """
+    home = airflow_home(var)
+    defaults = {
+        "AIRFLOW_HOME": str(home.absolute()),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags.absolute()),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",  # the default forks 32 workers
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite_url(embedded_database(var)),
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str((home / "logs").absolute()),
+        "AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str((home / "logs/dag_processor").absolute()),
+        "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD": "True",  # the default forks a whole Airflow for every event
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        **(more or {}),
+        **_lineage(var, base),
+    }
+    result = dict(base)
+    result.update({name: value for name, value in defaults.items() if not _is_set(name, base)})
+    if database is not None:
+        for suffix in ("_CMD", "_SECRET"):
+            result.pop(f"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN{suffix}", None)
+        result["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
+    return result
+
+
+def _is_set(name: str, base: Mapping[str, str]) -> bool:
+    """Whether the user gave this setting, be it as a command or a secret's name, which Airflow accepts as well."""
+    return any(base.get(name + suffix) for suffix in ("", "_CMD", "_SECRET"))
+
+
+def _lineage(var: Path, base: Mapping[str, str]) -> dict[str, str]:
+    """Where OpenLineage events go: what the user set, else a file.
+
+    The transport is always given as Airflow's own option: with less, the client would look for an `openlineage.yml`
+    in the folder it happens to be started in, and prefer that to `OPENLINEAGE_URL`.
+    """
+    chosen = any(_is_set(name, base) for name in _TRANSPORT_SETTINGS)
+    if chosen or any(name.startswith("OPENLINEAGE__TRANSPORT") for name in base):
+        return {}
+    transport: dict[str, object]
+    if base.get("OPENLINEAGE_URL"):
+        transport = {"type": "http", "url": base["OPENLINEAGE_URL"]}
+        if base.get("OPENLINEAGE_ENDPOINT"):
+            transport["endpoint"] = base["OPENLINEAGE_ENDPOINT"]
+        if base.get("OPENLINEAGE_API_KEY"):
+            transport["auth"] = {"type": "api_key", "apiKey": base["OPENLINEAGE_API_KEY"]}
+    else:
+        transport = {"type": "file", "log_file_path": str(lineage_file(var).absolute()), "append": True}
+    return {"AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport)}

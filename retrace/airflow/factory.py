@@ -1,0 +1,127 @@
+"""DAGs from params.yaml and dvc.yaml of the commit that is trained: one per model, and ingestion.
+
+What a DAG file imports is kept light: no pandas, DVC or MLflow, so that hundreds of models parse in little time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
+
+from retrace.airflow.operators import (
+    DATA_ASSET,
+    CleanupOperator,
+    GateOperator,
+    IngestOperator,
+    PublishOperator,
+    RegisterOperator,
+    RetraceOperator,
+    SnapshotOperator,
+    StageOperator,
+)
+from retrace.config import ModelSettings, Params, ScheduleSettings, parse_params
+from retrace.dvcfiles import StageTemplate, stages
+
+STAGE_POOL = "retrace_stages"
+_RETRY: dict[str, Any] = {
+    "retries": 4,
+    "retry_delay": timedelta(seconds=20),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=15),
+}
+_MARGIN = timedelta(minutes=30)
+_ENGINE_TIMEOUT = timedelta(minutes=30)
+
+
+def read_project(project: Path) -> tuple[Params, tuple[StageTemplate, ...]]:
+    """params.yaml and dvc.yaml beside the DAG files. Raises `ConfigError` or `PipelineError`."""
+    params = parse_params((project / "params.yaml").read_text(), str(project / "params.yaml"))
+    return params, stages((project / "dvc.yaml").read_text(), str(project / "dvc.yaml"))
+
+
+def _schedule(settings: ScheduleSettings) -> Any:
+    if settings.cron and settings.data:
+        timetable = CronTriggerTimetable(settings.cron, timezone="UTC")
+        return AssetOrTimeSchedule(timetable=timetable, assets=[DATA_ASSET])
+    if settings.cron:
+        return CronTriggerTimetable(settings.cron, timezone="UTC")
+    return [DATA_ASSET] if settings.data else None
+
+
+def retrain_dags(project: Path) -> dict[str, DAG]:
+    """One DAG per model, by its name."""
+    params, templates = read_project(project)
+    return {
+        name: retrain_dag(project, name, model, templates, params.ingest.start) for name, model in params.models.items()
+    }
+
+
+def retrain_dag(
+    project: Path, name: str, model: ModelSettings, templates: tuple[StageTemplate, ...], start: datetime
+) -> DAG:
+    """snapshot, a task per DVC stage, register, gate, publish; and a teardown that always cleans up."""
+    dag = DAG(
+        dag_id=name,
+        schedule=_schedule(model.schedule),
+        start_date=start,
+        catchup=False,
+        max_active_runs=1,
+        tags=["retrace", "retrain"],
+        default_args=_RETRY,
+        doc_md=f"Retrains `{name}`: every version it makes is a git tag `{name}@vN`.",
+    )
+    common: dict[str, Any] = {"project": str(project), "model": name, "dag": dag}
+    timeout = timedelta(minutes=model.timeout_minutes)
+    tasks: list[RetraceOperator] = [
+        SnapshotOperator(task_id="snapshot", execution_timeout=_ENGINE_TIMEOUT, **common)
+    ]
+    for template in templates:
+        tasks.append(
+            StageOperator(
+                task_id=template.name,
+                stage=template.name,
+                after=tasks[-1].task_id,
+                timeout=timeout.total_seconds(),
+                execution_timeout=timeout + _MARGIN,
+                pool=STAGE_POOL,
+                **common,
+            )
+        )
+    tasks.append(RegisterOperator(task_id="register", after=tasks[-1].task_id, execution_timeout=_ENGINE_TIMEOUT, **common))
+    tasks.append(
+        GateOperator(task_id="gate", after="register", execution_timeout=2 * timeout + _MARGIN, pool=STAGE_POOL, **common)
+    )
+    tasks.append(PublishOperator(task_id="publish", after="register", execution_timeout=_ENGINE_TIMEOUT, **common))
+    for earlier, later in zip(tasks, tasks[1:], strict=False):
+        earlier.set_downstream(later)
+    cleanup = CleanupOperator(task_id="cleanup", **common).as_teardown(on_failure_fail_dagrun=True)
+    tasks[-1].set_downstream(cleanup)
+    return dag
+
+
+def ingest_dag(project: Path) -> DAG:
+    """The DAG that brings the branch `data` up to its run's date and updates the asset that retrains wait for."""
+    params, _ = read_project(project)
+    schedule = params.ingest.schedule
+    dag = DAG(
+        dag_id="ingest",
+        schedule=CronTriggerTimetable(schedule, timezone="UTC") if schedule else None,
+        start_date=params.ingest.start,
+        catchup=False,
+        max_active_runs=1,
+        tags=["retrace"],
+        default_args=_RETRY,
+        doc_md="Fetches new partitions of the raw data and commits them on the branch `data`.",
+    )
+    IngestOperator(
+        task_id="ingest",
+        project=str(project),
+        model="ingest",
+        outlets=[DATA_ASSET],
+        execution_timeout=timedelta(hours=6),
+        dag=dag,
+    )
+    return dag

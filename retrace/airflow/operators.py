@@ -1,0 +1,220 @@
+"""Airflow operators: a few lines around the engine each. Only a commit id goes from task to task."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Asset, BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from retrace.config import Settings
+from retrace.errors import RetraceError, TransientError
+from retrace.git import Mirror, is_commit_id
+from retrace.progress import tell
+from retrace.runs import Run, Task
+
+DATA_ASSET = Asset(name="retrace_data", uri="retrace://data/raw")
+IN_PROCESS = "retrace_process"
+
+
+class NoCommit(RetraceError):
+    """The previous task handed on something that is no commit."""
+
+
+class RetraceOperator(BaseOperator):
+    """A task of one model's retrain; a subclass says what it does with the commit it is given."""
+
+    ui_color = "#e8f1ee"
+
+    def __init__(self, *, project: str, model: str, after: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.project = project
+        self.model = model
+        self.after = after
+
+    def execute(self, context: Any) -> str | None:
+        """Do the work; turn the engine's errors into what Airflow retries (transient) and what it does not."""
+        settings = Settings.load(Path(self.project))
+        task = self._task(context)
+        tell(self.model, self.task_id, "start", log=self.log_file(settings, task))
+        try:
+            commit = self.work(settings, task, context)
+        except RetraceError as error:
+            tell(self.model, self.task_id, "failed", str(error))
+            if isinstance(error, TransientError) and not _in_process(context):
+                raise AirflowException(str(error)) from None
+            raise AirflowFailException(str(error)) from None
+        return commit
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str | None:
+        """Do this task's part and return the commit that the next one starts from."""
+        raise NotImplementedError
+
+    def log_file(self, settings: Settings, task: Task) -> Path | None:
+        """The log whose last line tells how far the task is."""
+        return None
+
+    def done(self, text: str) -> None:
+        self.log.info("%s", text)
+        tell(self.model, self.task_id, "done", text)
+
+    def phase(self, text: str) -> None:
+        self.log.info("%s", text)
+        tell(self.model, self.task_id, "phase", text)
+
+    def _task(self, context: Any) -> Task:
+        from airflow.providers.openlineage.plugins.macros import lineage_run_id
+
+        instance = context["ti"]
+        run = Run(self.model, context["run_id"])
+        return Task(run, self.task_id, str(lineage_run_id(instance)), int(instance.try_number))
+
+    def given(self, context: Any) -> str:
+        """The commit that the previous task handed on. Raises `NoCommit`."""
+        value = context["ti"].xcom_pull(task_ids=self.after)
+        if not isinstance(value, str) or not is_commit_id(value):
+            raise NoCommit(f"{self.task_id} was given {value!r} by {self.after}, which is no commit; clear {self.after}")
+        return value
+
+    def renew_lease(self, settings: Settings, task: Task) -> None:
+        from retrace import lease
+
+        lease.take(settings, Mirror.open(settings.mirror, settings.origin), self.model, task.run.run_id)
+
+
+def _in_process(context: Any) -> bool:
+    return IN_PROCESS in (context["dag_run"].conf or {})
+
+
+def _moment(value: Any) -> datetime | None:
+    if value is None:
+        return None
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class SnapshotOperator(RetraceOperator):
+    """Takes the model's lease and makes the commit where code and data meet."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str:
+        from retrace import lease, runs
+        from retrace.register import snapshot_facts
+
+        dag_run = context["dag_run"]
+        conf = dag_run.conf or {}
+        mirror = Mirror.open(settings.mirror, settings.origin)
+        lease.take(settings, mirror, self.model, task.run.run_id, conf.get(IN_PROCESS))
+        explicit = _moment(conf.get("as_of"))
+        as_of = explicit if explicit is not None or IN_PROCESS in conf else _moment(dag_run.logical_date)
+        backfill = str(getattr(dag_run.run_type, "value", dag_run.run_type)) == "backfill"
+        commit = runs.snapshot(settings, task, as_of=as_of, backfill=backfill)
+        facts = snapshot_facts(mirror, commit, self.model)
+        self.done(f"code {facts['code'][:8]} meets data {facts['data'][:8]} (through {facts['dataThrough'][:10]})")
+        return commit
+
+
+class StageOperator(RetraceOperator):
+    """Runs one DVC stage."""
+
+    def __init__(self, *, stage: str, timeout: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.timeout = timeout
+
+    def log_file(self, settings: Settings, task: Task) -> Path:
+        from retrace.stage import log_path
+
+        return log_path(settings, task)
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str:
+        from retrace.process import last_line
+        from retrace.stage import StageCall, log_path, run_stage
+
+        self.renew_lease(settings, task)
+        call = StageCall(task=task, ref=task.run.ref, commit=self.given(context), stage=self.stage, timeout=self.timeout)
+        result = run_stage(settings, call, self.phase)
+        self.done(last_line(log_path(settings, task))[:66] if result.executed else "unchanged, not run")
+        return result.commit
+
+
+class RegisterOperator(RetraceOperator):
+    """Tags the run's last commit as the model's next version."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str:
+        from retrace.register import register
+
+        self.renew_lease(settings, task)
+        registered = register(settings, task.run, self.given(context))
+        version = registered.version
+        self.done(version.name if registered.new else f"nothing changed since {version.name}: no new version")
+        return version.commit
+
+
+class GateOperator(RetraceOperator):
+    """Promotes the new version if it keeps the rules of params.yaml."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str:
+        from retrace.gate import gate
+
+        self.renew_lease(settings, task)
+        commit = self.given(context)
+        decision = gate(settings, task, commit, self.phase)
+        if decision is None:
+            self.done("no new version to judge")
+        elif decision.promoted:
+            self.done(f"{decision.version} is champion: {decision.reason}")
+        else:
+            self.done(f"{decision.version} not promoted: {decision.reason}")
+        return commit
+
+
+class PublishOperator(RetraceOperator):
+    """Brings MLflow up to what git says of this model."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str:
+        from retrace.publish import publish_model
+
+        commit = self.given(context)
+        changes = publish_model(settings, self.model, self.phase)
+        self.done("; ".join(changes) or "MLflow is up to date")
+        return commit
+
+
+class CleanupOperator(RetraceOperator):
+    """Removes what the run left on this worker and gives the model's lease up. A failure here fails the run, too."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> None:
+        from retrace import lease
+        from retrace.workspace import sweep
+
+        sweep(settings, f"{self.model}--{task.run.run_id}")
+        lease.release(Mirror.open(settings.mirror, settings.origin), self.model, task.run.run_id)
+
+
+class IngestOperator(RetraceOperator):
+    """Brings the branch `data` up to the run's date and tells Airflow that there is new data."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> str:
+        from retrace.airflow.connections import fetcher
+        from retrace.ingest import IngestCall, Ingested, ingest
+
+        dag_run = context["dag_run"]
+        conf = dag_run.conf or {}
+        until = _moment(conf.get("until")) or _moment(dag_run.logical_date) or datetime.now(UTC)
+        call = IngestCall(until, _moment(conf.get("since")), task.run.run_id, task.lineage_run_id)
+
+        def follow(done: Ingested) -> None:
+            tell(self.model, done.interval, "done", done.summary)
+            tell(self.model, self.task_id, "start")
+
+        results = ingest(settings, call, fetcher(), follow)
+        commits = [result.commit for result in results if result.commit]
+        if not commits:
+            tell(self.model, self.task_id, "done", f"nothing new up to {until:%Y-%m-%d}")
+            raise AirflowSkipException(f"nothing new up to {until:%Y-%m-%d}")
+        context["outlet_events"][DATA_ASSET].extra = {"commit": commits[-1]}
+        return commits[-1]
+
+

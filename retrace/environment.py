@@ -1,0 +1,99 @@
+"""A virtual environment per lock: the stages of a commit run in what that commit pins, never in Airflow's packages.
+
+The key is a hash of `pipeline/requirements.txt` and `pipeline/.python-version`. An environment is made once per machine,
+under a lock; a marker written last tells a whole one from one that a crash left half-made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrace.errors import RetraceError, TransientError
+from retrace.git import Git, locked
+
+REQUIREMENTS = "pipeline/requirements.txt"
+PYTHON_VERSION = "pipeline/.python-version"
+_COMPLETE = ".complete"
+
+
+class EnvironmentFailed(RetraceError):
+    """The stages' environment cannot be made from what the commit locks."""
+
+
+class IndexUnavailable(TransientError):
+    """The package index does not answer."""
+
+
+@dataclass(frozen=True)
+class EnvironmentLock:
+    """What a commit pins for its stages: the Python version and the hash-pinned requirements."""
+
+    python: str
+    requirements: bytes
+
+    @property
+    def digest(self) -> str:
+        """sha256 over both files: the environment's identity in records and on disk."""
+        return hashlib.sha256(self.python.encode() + b"\n" + self.requirements).hexdigest()
+
+    @classmethod
+    def of_commit(cls, git: Git, commit: str) -> EnvironmentLock:
+        """Read the lock of a commit. Raises `EnvironmentFailed`."""
+        requirements, version = git.read(commit, REQUIREMENTS), git.read(commit, PYTHON_VERSION)
+        if requirements is None or version is None:
+            missing = REQUIREMENTS if requirements is None else PYTHON_VERSION
+            raise EnvironmentFailed(f"commit {commit[:8]} has no {missing}, which locks the stages' environment; add it")
+        python = version.decode().strip()
+        if not re.fullmatch(r"\d+\.\d+(\.\d+)?", python):
+            raise EnvironmentFailed(f"{PYTHON_VERSION} of commit {commit[:8]} is {python!r}; write a version like 3.11")
+        return cls(python, requirements)
+
+
+def ensure(lock: EnvironmentLock, environments: Path) -> Path:
+    """The folder of the environment for a lock, made if this machine does not have it.
+
+    Raises `EnvironmentFailed` or `IndexUnavailable`.
+    """
+    folder = environments / lock.digest[:16]
+    if (folder / _COMPLETE).exists():
+        return folder
+    with locked(environments / f"{folder.name}.lock"):
+        if not (folder / _COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _create(lock, folder)
+    return folder
+
+
+def _create(lock: EnvironmentLock, folder: Path) -> None:
+    requirements = folder.with_suffix(".txt")
+    requirements.write_bytes(lock.requirements)
+    _uv(["venv", "--quiet", "--no-python-downloads", "--python", lock.python, str(folder)], lock)
+    _uv(
+        ["pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode", "--python", str(folder / "bin" / "python")]
+        + [str(requirements)],
+        lock,
+    )
+    requirements.unlink()
+    (folder / _COMPLETE).write_text(lock.digest)
+
+
+def _uv(arguments: list[str], lock: EnvironmentLock) -> None:
+    kept = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", *arguments], capture_output=True, text=True, env=kept, check=False
+    )
+    if done.returncode == 0:
+        return
+    reason = " ".join(done.stderr.split())[:400]
+    if "No interpreter found" in reason or "no-python-downloads" in reason:
+        raise EnvironmentFailed(f"this commit's stages need Python {lock.python}, which is not installed; install it")
+    if re.search(r"dns error|error sending request|[Cc]onnect|timed out", reason):
+        raise IndexUnavailable(f"the package index did not answer while the stages' environment was made: {reason}")
+    raise EnvironmentFailed(f"the environment {lock.digest[:16]} cannot be made from {REQUIREMENTS}: {reason}")

@@ -1,0 +1,208 @@
+"""The gate: may a new version take the champion's place? Rules stand in params.yaml, the answer in git.
+
+A bound is a number or the champion's value on the same holdout. The champion is scored by its own code, environment and
+model, at its commit, on the new data: its tree with `data/raw` of the new run, through the same stages and workspaces,
+on a ref of its own (`refs/scores/...`) that never becomes a version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from retrace import versions
+from retrace.config import GateRule, Params, Settings
+from retrace.errors import RetraceError
+from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
+from retrace.lineage import event
+from retrace.register import holdout_metrics, snapshot_facts, version_of_run
+from retrace.runs import COMPLETE, SNAPSHOT, Task, params_at, raw_files, with_data
+from retrace.stage import StageCall, run_stage
+from retrace.versions import CHAMPION, Version
+
+
+class HoldoutMismatch(RetraceError):
+    """Champion and candidate were not scored on the same rows and labels."""
+
+
+class MetricUnknown(RetraceError):
+    """A gate rule names a metric that the evaluation did not write."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule found, in words for a person."""
+
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's answer for a version."""
+
+    version: str
+    passed: bool
+    promoted: bool
+    champion: str | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def reason(self) -> str:
+        """One line: why it was or was not promoted."""
+        failed = [finding.text for finding in self.findings if not finding.passed]
+        return "; ".join(failed or [finding.text for finding in self.findings]) or "no rules"
+
+
+def check(rule: GateRule, metrics: dict[str, float], champion: dict[str, float] | None) -> Finding:
+    """Apply a rule. Without a champion a rule against it holds. Raises `MetricUnknown`."""
+    if rule.metric not in metrics:
+        raise MetricUnknown(
+            f"the gate's rule on {rule.metric!r} in params.yaml: the evaluation wrote {', '.join(sorted(metrics))} only"
+        )
+    value, least = metrics[rule.metric], rule.at_least is not None
+    bound = rule.at_least if least else rule.at_most
+    if bound == CHAMPION:
+        if champion is None:
+            return Finding(True, f"{rule.metric} {value:g}: no champion yet")
+        if rule.metric not in champion:
+            raise MetricUnknown(f"the champion's evaluation has no metric {rule.metric!r}; drop the rule for one version")
+        reference = champion[rule.metric]
+        limit = reference - rule.tolerance if least else reference + rule.tolerance
+        shown = f"champion's {reference:g}" + (f" {'-' if least else '+'} {rule.tolerance:g}" if rule.tolerance else "")
+    else:
+        assert isinstance(bound, float)
+        limit = bound - rule.tolerance if least else bound + rule.tolerance
+        shown = f"{limit:g}"
+    passed = value >= limit if least else value <= limit
+    sign = (">=" if passed else "<") if least else ("<=" if passed else ">")
+    return Finding(passed, f"{rule.metric} {value:g} {sign} {shown}")
+
+
+def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], None] | None = None) -> Decision | None:
+    """Judge the version at a commit and promote it if it passes; None when the run made no new version.
+
+    Raises `HoldoutMismatch`, `MetricUnknown`, and what scoring the champion may raise.
+    """
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    started = datetime.now(UTC)
+    version = version_of_run(mirror, task.run, commit)
+    if version is None:
+        return None
+    params = params_at(mirror, commit)
+    champion = versions.champions(mirror).get((version.model, CHAMPION))
+    if champion is not None and champion.commit == version.commit:
+        return Decision(version.name, True, True, champion.name, (Finding(True, "is the champion already"),))
+    rules = params.models[version.model].gate
+    reference = None
+    if champion is not None and any(rule.against_champion for rule in rules):
+        reference = _champion_metrics(settings, mirror, task, version, champion, params, follow)
+    metrics = holdout_metrics(mirror, commit, version.model)
+    findings = [check(rule, metrics, reference) for rule in rules]
+    if snapshot_facts(mirror, commit, version.model).get("backfill"):
+        findings.append(Finding(False, "made of older data than the newest (a backfill never promotes)"))
+    passed = all(finding.passed for finding in findings)
+    decision = Decision(version.name, passed, passed, champion.name if champion else None, tuple(findings))
+    if passed:
+        versions.assign(mirror, version, CHAMPION, f"gate: {decision.reason}")
+    _keep(mirror, task, version, decision, started)
+    return decision
+
+
+def _champion_metrics(
+    settings: Settings,
+    mirror: Mirror,
+    task: Task,
+    version: Version,
+    champion: Version,
+    params: Params,
+    follow: Callable[[str], None] | None,
+) -> dict[str, float]:
+    """The champion's metrics on the candidate's holdout: as recorded if it was the same, else by scoring it."""
+    wanted = _holdout(mirror, version.commit, version.model)
+    commit = champion.commit
+    if _holdout(mirror, commit, version.model) != wanted:
+        if follow is not None:
+            follow(f"scores {champion.name} on the new holdout")
+        commit = score(settings, task, champion, version.commit, params.models[version.model].timeout_minutes * 60)
+    found = _holdout(mirror, commit, version.model)
+    if found != wanted:
+        raise HoldoutMismatch(
+            f"{champion.name} and {version.name} were not scored on the same holdout ({_shown(found)} against "
+            f"{_shown(wanted)}): their code or params.yaml chooses rows or labels differently; compare them with "
+            f"another metric, or promote by hand: retrace promote {version.name} --because TEXT"
+        )
+    return holdout_metrics(mirror, commit, version.model)
+
+
+def _holdout(mirror: Mirror, commit: str, model: str) -> dict[str, object]:
+    content = mirror.read(commit, f"reports/{model}/holdout.json")
+    return dict(json.loads(content)) if content is not None else {}
+
+
+def _shown(holdout: dict[str, object]) -> str:
+    return f"{holdout.get('partition')}, {holdout.get('rows')} rows, {str(holdout.get('digest'))[:8]}"
+
+
+def score(settings: Settings, task: Task, version: Version, data: str, timeout: float) -> str:
+    """Run an old version's own stages, all but its training, on the raw data of another commit.
+
+    Returns the commit that holds the metrics; it is on `refs/scores/<model>/<version>--<data>`.
+    """
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    ref = f"refs/scores/{version.model}/v{version.number}--{escape_ref_part(task.run.run_id)}"
+    commit = _score_base(mirror, ref, task, version, data)
+    for stage in params_at(mirror, version.commit).models[version.model].score:
+        job = Task(task.run, f"score-{stage}", event.fallback_run_id(ref, stage), task.attempt)
+        call = StageCall(task=job, ref=ref, commit=commit, stage=stage, timeout=timeout)
+        commit = run_stage(settings, call).commit
+    return commit
+
+
+def _score_base(mirror: Mirror, ref: str, task: Task, version: Version, data: str) -> str:
+    text = message(
+        f"{version.name} meets the data of {data[:8]}",
+        {"Retrace-Stage": SNAPSHOT, "Retrace-State": COMPLETE, "Retrace-Run": task.run.run_id},
+    )
+    changes = with_data(mirror, version.commit, None) | raw_files(mirror, data)
+    head = mirror.fetch_ref(ref)
+    if head is None:
+        commit = mirror.write_commit(version.commit, changes, [version.commit], text)
+        try:
+            mirror.push([RefUpdate(ref, commit, ABSENT)])
+        except RefMoved:
+            head = mirror.fetch_ref(ref)
+        else:
+            return commit
+    assert head is not None
+    first = mirror.out("log", "--first-parent", "--format=%H %P", head, f"^{version.commit}").splitlines()[-1]
+    return first.split()[0]
+
+
+def _keep(mirror: Mirror, task: Task, version: Version, decision: Decision, started: datetime) -> None:
+    """Extend the run's ref by the gate's event: the version's tag stands already."""
+    facts = {
+        "version": decision.version,
+        "passed": decision.passed,
+        "promoted": decision.promoted,
+        "champion": decision.champion,
+        "findings": [{"passed": finding.passed, "text": finding.text} for finding in decision.findings],
+    }
+    told = event.Event(
+        "COMPLETE", task.lineage_run_id, f"{version.model}.gate", started, datetime.now(UTC), facts=facts
+    )
+    head = mirror.fetch_ref(task.run.ref)
+    assert head is not None
+    text = message(
+        f"gate@{version.model}: {version.name} {'passes' if decision.passed else 'does not pass'}: {decision.reason}",
+        {
+            "Retrace-Stage": f"gate@{version.model}",
+            "Retrace-State": COMPLETE,
+            "Retrace-Run": task.run.run_id,
+        },
+    )
+    commit = mirror.write_commit(head, {event.path(version.model, "gate"): told.as_json()}, [head], text)
+    mirror.push([RefUpdate(task.run.ref, commit, head)])

@@ -1,0 +1,223 @@
+"""Ingestion: partitions from the source into DVC, and a commit on the branch `data` per interval.
+
+The branch holds pointers and manifests below `data/raw` and nothing else. A partition that comes again with the same
+bytes is no change; one that differs replaces the old in a commit that says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from retrace import manifest
+from retrace.config import IngestSettings, Params, Settings
+from retrace.dvcfiles import RAW, pointer_md5
+from retrace.errors import RetraceError
+from retrace.git import ABSENT, Git, Mirror, RefUpdate, message
+from retrace.intervals import Interval, intervals
+from retrace.lineage import event
+from retrace.manifest import Partition
+from retrace.process import Job, run_job
+from retrace.runs import DATA_BRANCH, THROUGH, code_commit, data_commits, params_at, with_data
+from retrace.workspace import Workspace, workspace
+
+Fetch = Callable[[IngestSettings, str, Interval, Path, str], Partition]
+
+
+class NothingToIngest(RetraceError):
+    """No whole interval lies in the time that was asked for."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What became of one interval: a commit on `data`, or None when nothing had changed."""
+
+    interval: str
+    commit: str | None
+    summary: str
+
+
+@dataclass(frozen=True)
+class IngestCall:
+    """What to ingest: everything up to `until` (exclusive), from `since` or from where the last one ended."""
+
+    until: datetime
+    since: datetime | None
+    run_id: str
+    lineage_run_id: str
+
+
+def ingest(settings: Settings, call: IngestCall, fetch: Fetch, follow: Callable[[Ingested], None]) -> list[Ingested]:
+    """Bring the branch `data` up to a date; `follow` hears of each interval when it is done.
+
+    Raises `NothingToIngest`, the source's errors, those of `retrace.process`, `RefMoved`.
+    """
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    code = code_commit(settings, mirror)
+    params = params_at(mirror, code)
+    wanted = list(intervals(_since(mirror, params, call), call.until, params.ingest.every))
+    if not wanted:
+        raise NothingToIngest(
+            f"no whole {params.ingest.every} lies between {_since(mirror, params, call):%Y-%m-%d} and "
+            f"{call.until:%Y-%m-%d}; give a later --until"
+        )
+    base = mirror.write_commit(code, with_data(mirror, code, mirror.resolve(DATA_BRANCH)), [code], "workspace of ingestion")
+    done = []
+    with workspace(settings, mirror, base, f"ingest--{call.run_id}") as space:
+        for interval in wanted:
+            step = _Step(settings, mirror, params, call, space, interval)
+            result = step.run(fetch)
+            follow(result)
+            done.append(result)
+    return done
+
+
+def _since(mirror: Mirror, params: Params, call: IngestCall) -> datetime:
+    """Without a date: the newest interval that is there is looked at once more, since rows come late."""
+    if call.since is not None:
+        return max(call.since, params.ingest.start)
+    known = data_commits(mirror)
+    if not known:
+        return params.ingest.start
+    newest = max(data.through for data in known)
+    all_intervals = list(intervals(params.ingest.start, newest, params.ingest.every))
+    return all_intervals[-1].start if all_intervals else params.ingest.start
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One interval of an ingestion."""
+
+    settings: Settings
+    mirror: Mirror
+    params: Params
+    call: IngestCall
+    space: Workspace
+    interval: Interval
+
+    def run(self, fetch: Fetch) -> Ingested:
+        started = datetime.now(UTC)
+        tip = self.mirror.resolve(DATA_BRANCH)
+        manifests = {name: self._manifest(tip, name) for name in self.params.ingest.datasets}
+        fetched = {}
+        for name in self.params.ingest.datasets:
+            path = f"{RAW}/{name}/{self.interval.name}.parquet"
+            fetched[name] = fetch(self.params.ingest, name, self.interval, self.space.path, path)
+        changed = {name: part for name, part in fetched.items() if part not in manifests[name]}
+        if not changed:
+            self._clear(fetched)
+            return Ingested(self.interval.name, None, "unchanged")
+        summary = self._summary(changed, manifests)
+        commit = self._commit(tip, changed, manifests, summary, started)
+        self._clear(fetched)
+        return Ingested(self.interval.name, commit, summary)
+
+    def _manifest(self, tip: str | None, name: str) -> tuple[Partition, ...]:
+        text = self.mirror.read(tip, f"{RAW}/{name}.manifest") if tip else None
+        return manifest.parse_manifest(text.decode() if text else "", f"{RAW}/{name}.manifest on data")
+
+    def _clear(self, fetched: Mapping[str, Partition]) -> None:
+        """A partition that is pushed need not stay in the workspace: disk use is bounded by one interval."""
+        for part in fetched.values():
+            path = self.space.path / part.path
+            path.unlink(missing_ok=True)
+
+    def _summary(self, changed: Mapping[str, Partition], manifests: Mapping[str, tuple[Partition, ...]]) -> str:
+        parts = []
+        for name, part in changed.items():
+            old = next((row for row in manifests[name] if row.path == part.path), None)
+            verb = f"replaces {old.rows:,} rows with" if old else "adds"
+            parts.append(f"{name} {verb} {part.rows:,} rows")
+        return "; ".join(parts)
+
+    def _commit(
+        self,
+        tip: str | None,
+        changed: Mapping[str, Partition],
+        manifests: Mapping[str, tuple[Partition, ...]],
+        summary: str,
+        started: datetime,
+    ) -> str:
+        request = {
+            "operation": "add",
+            "add": {f"{RAW}/{name}": [part.path] for name, part in changed.items()},
+        }
+        log = self.settings.logs / "ingest" / f"{self.interval.name}.log"
+        result = run_job(self.settings, Job(f"ingest of {self.interval.name}", self.space, request, log))
+        changes: dict[str, bytes | str | None] = {
+            path: text.encode() for path, text in result["pointers"].items()
+        }
+        for name, part in changed.items():
+            rows = {row.path: row for row in manifests[name]} | {part.path: part}
+            changes[f"{RAW}/{name}.manifest"] = manifest.format_manifest(rows.values()).encode()
+        changes[f"{RAW}/ingest.json"] = self._event(changed, changes, started)
+        known = data_commits(self.mirror)
+        through = max([self.interval.end, *(data.through for data in known)])
+        text = message(
+            f"data: {self.interval.name}: {summary}",
+            {"Retrace-Stage": "ingest", "Retrace-Run": self.call.run_id, THROUGH: through.isoformat()},
+        )
+        commit = self.mirror.write_commit(tip, changes, [tip] if tip else [], text)
+        self.mirror.push([RefUpdate(DATA_BRANCH, commit, tip or ABSENT)])
+        self.mirror.out("update-ref", DATA_BRANCH, commit)
+        return commit
+
+    def _event(
+        self, changed: Mapping[str, Partition], changes: Mapping[str, bytes | str | None], started: datetime
+    ) -> bytes:
+        outputs = []
+        for name in changed:
+            pointer = changes[f"{RAW}/{name}.dvc"]
+            assert isinstance(pointer, bytes)
+            outputs.append(event.Output(f"{RAW}/{name}", pointer_md5(pointer, f"{RAW}/{name}.dvc")))
+        facts = {
+            "interval": self.interval.name,
+            "run": self.call.run_id,
+            "partitions": [
+                {"path": part.path, "md5": part.md5, "sha256": part.sha256, "rows": part.rows} for part in changed.values()
+            ],
+        }
+        return event.Event(
+            "COMPLETE",
+            self.call.lineage_run_id,
+            "ingest.ingest",
+            started,
+            datetime.now(UTC),
+            outputs=outputs,
+            facts=facts,
+        ).as_json()
+
+
+def pull_data(settings: Settings, git: Git) -> list[str]:
+    """Give a developer's checkout the newest raw data: pointers, manifests and files, none of them dirt for git.
+
+    Returns the paths of the datasets. Raises `NoData` when there is none.
+    """
+    from retrace.runs import data_as_of, raw_files
+
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    data = data_as_of(mirror, None)
+    files = raw_files(mirror, data.commit)
+    exclude = Path(git.out("rev-parse", "--path-format=absolute", "--git-path", "info/exclude"))
+    exclude.parent.mkdir(parents=True, exist_ok=True)
+    known = exclude.read_text().splitlines() if exclude.exists() else []
+    added = [line for line in (f"/{RAW}/*.manifest",) if line not in known]
+    if added:
+        exclude.write_text("\n".join([*known, *added, ""]))
+    shas: dict[str, str] = {}
+    for path in files:
+        content = mirror.read(data.commit, path)
+        assert content is not None
+        (settings.root / path).write_bytes(content)
+        if path.endswith(".manifest"):
+            shas |= {row.path: row.sha256 for row in manifest.parse_manifest(content.decode(), path)}
+    paths = sorted(path.removesuffix(".dvc") for path in files if path.endswith(".dvc"))
+    request = {"operation": "bring", "paths": paths, "sha256": shas}
+    space = Workspace(settings.root, data.commit)
+    run_job(settings, Job("pull of data", space, request, settings.logs / f"pull-{os.getpid()}.log"))
+    return paths

@@ -1,0 +1,101 @@
+"""One retrain of a model at a time: a lease kept as a ref of the origin, so that it holds across machines.
+
+`refs/locks/<model>` points to a commit that names the run, when the lease ends, and for a run in one process that
+process. It is taken and renewed by compare-and-swap. A lease whose time is over, or whose process is dead, is free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from retrace.config import Settings
+from retrace.errors import TransientError
+from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate
+
+
+class ModelBusy(TransientError):
+    """Another retrain of the model is under way."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who retrains a model until when; `process` (host, id, start) for a run that lives in a single process."""
+
+    run_id: str
+    until: str
+    process: str | None = None
+
+    def free(self) -> bool:
+        """Whether nobody is behind it any more, as far as this machine can tell."""
+        if self.process is not None and self.process.startswith(f"{platform.node()} "):
+            return not _alive(self.process)
+        return datetime.fromisoformat(self.until) < datetime.now(UTC)
+
+
+def this_process() -> str:
+    """The identity of this process: host, id and start time, so that a reused id is not taken for it."""
+    return f"{platform.node()} {os.getpid()} {_start_time(os.getpid())}"
+
+
+def _start_time(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
+
+
+def _alive(process: str) -> bool:
+    _, pid, start = process.rsplit(" ", 2)
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _start_time(int(pid)) == start
+
+
+def _ref(model: str) -> str:
+    return f"refs/locks/{model}"
+
+
+def holder(mirror: Mirror, model: str) -> tuple[str, Lease] | None:
+    """The lease on a model and the commit that it is kept in, or None."""
+    commit = mirror.fetch_ref(_ref(model))
+    if commit is None:
+        return None
+    return commit, Lease(**json.loads(mirror.message(commit)))
+
+
+def take(settings: Settings, mirror: Mirror, model: str, run_id: str, process: str | None = None) -> None:
+    """Take the lease for a run, or renew it. Raises `ModelBusy` while another run holds it."""
+    held = holder(mirror, model)
+    old = ABSENT
+    if held is not None:
+        old, lease = held
+        if lease.run_id != run_id and not lease.free():
+            raise ModelBusy(f"{model} is being retrained by {lease.run_id}; wait for it to end")
+        process = process or (lease.process if lease.run_id == run_id else None)
+    until = datetime.now(UTC) + timedelta(minutes=settings.lease_minutes)
+    lease = Lease(run_id, until.isoformat(timespec="seconds"), process)
+    commit = mirror.write_commit(None, {}, [], json.dumps(asdict(lease)) + "\n")
+    try:
+        mirror.push([RefUpdate(_ref(model), commit, old)])
+    except RefMoved:
+        raise ModelBusy(f"{model} is being retrained by another run, which was faster; wait for it to end") from None
+
+
+def release(mirror: Mirror, model: str, run_id: str) -> None:
+    """Give the lease up if this run holds it."""
+    held = holder(mirror, model)
+    if held is None or held[1].run_id != run_id:
+        return
+    try:
+        mirror.push([RefUpdate(_ref(model), ABSENT, held[0])])
+    except RefMoved:
+        return

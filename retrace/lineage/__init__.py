@@ -1,0 +1,1 @@
+"""OpenLineage: the events that are kept in git with what they describe."""

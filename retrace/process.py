@@ -1,0 +1,233 @@
+"""Start DVC's work in a process group of its own, follow it, and end the whole group whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrace.config import Settings
+from retrace.errors import RetraceError, TransientError
+from retrace.workspace import Remote, Workspace, remote_of
+
+
+class StageFailed(RetraceError):
+    """The stage's program ended with an error."""
+
+
+class StageTimeout(RetraceError):
+    """The stage ran longer than params.yaml allows."""
+
+
+class InputEdited(RetraceError):
+    """The stage changed something that it reads."""
+
+
+class UndeclaredWrite(RetraceError):
+    """The stage wrote outside its declared outputs."""
+
+
+class DependencyMissing(RetraceError):
+    """A dependency is in no commit and is made by nothing."""
+
+
+class ObjectLost(RetraceError):
+    """An object that the record names is in neither cache nor remote."""
+
+
+class ObjectCorrupt(RetraceError):
+    """An object's bytes are not what the record says."""
+
+
+class RemoteUnavailable(TransientError):
+    """The DVC remote does not answer."""
+
+
+class RemoteRefused(RetraceError):
+    """The DVC remote answers and refuses."""
+
+
+class RemoteFailed(TransientError):
+    """The DVC remote failed in a way that may pass."""
+
+
+class DiskFull(RetraceError):
+    """No space is left on this machine."""
+
+
+class ChildDied(RetraceError):
+    """DVC's process ended without a result."""
+
+
+_MESSAGES: dict[str, tuple[type[RetraceError], str]] = {
+    "input-edited": (InputEdited, "{what} changed its own input {path}; a stage may only write its outs in dvc.yaml"),
+    "undeclared-write": (UndeclaredWrite, "{what} wrote {path}, which is none of its outs in dvc.yaml; declare it there"),
+    "dependency-missing": (DependencyMissing, "{what} depends on {path}, which no commit holds and no stage has made"),
+    "object-lost": (
+        ObjectLost,
+        "{path} (md5 {md5}) is neither in this machine's cache nor in the DVC remote {remote}; {count} missing in all; "
+        "push it from a machine that has it",
+    ),
+    "object-corrupt": (
+        ObjectCorrupt,
+        "{path} (md5 {md5}) in {where} is not what the record says and was not used; replace it from a good copy",
+    ),
+    "remote-unavailable": (
+        RemoteUnavailable,
+        "the DVC remote {remote} does not answer ({reason}); check that it is up, then run this again",
+    ),
+    "remote-refused": (
+        RemoteRefused,
+        "the DVC remote {remote} refused ({reason}); check the credentials in the environment or .dvc/config.local",
+    ),
+    "remote-failed": (RemoteFailed, "the DVC remote {remote} failed: {reason}"),
+    "disk-full": (DiskFull, "no space left on this machine ({reason}); free some below {var} and run this again"),
+    "unexpected": (ChildDied, "{what} could not be run: {reason}; the full log is {log}"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child process is to do in a workspace, and how its failures are told."""
+
+    what: str
+    workspace: Workspace
+    request: Mapping[str, Any]
+    log: Path
+    timeout: float | None = None
+
+
+def _endpoint(remote: Remote) -> str | None:
+    """The HTTP address whose silence means that the remote is down; None for a folder."""
+    if not remote.url.startswith("s3://"):
+        return None
+    if "endpointurl" in remote.options:
+        return remote.options["endpointurl"]
+    region = remote.options.get("region", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com"
+
+
+def run_job(settings: Settings, job: Job, follow: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Run a job to its end and return its result; `follow` hears of each phase.
+
+    Raises the error that its failure is, after everything that it started has ended.
+    """
+    committed = (job.workspace.path / ".dvc/config").read_text()
+    remote = remote_of(settings, committed)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    reading, writing = os.pipe()
+    request = {
+        **job.request,
+        "report_to": writing,
+        "remote": {"shown": remote.shown, "endpoint": _endpoint(remote)},
+    }
+    with open(job.log, "ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "retrace.child"],
+            cwd=job.workspace.path,
+            env=_environment(job.workspace),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+    os.close(writing)
+    try:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+        message = _follow(reading, job, follow)
+    finally:
+        _end_group(child)
+        os.close(reading)
+    if "done" in message:
+        return dict(message["done"])
+    raise _error(settings, job, message)
+
+
+def _environment(workspace: Workspace) -> dict[str, str]:
+    package = str(Path(__file__).resolve().parents[1])
+    return {
+        **os.environ,
+        "PYTHONPATH": package,
+        "DVC_SITE_CACHE_DIR": str(workspace.site_cache),
+        "DVC_NO_ANALYTICS": "1",
+        "SHELL": "/bin/sh",
+    }
+
+
+def _follow(reading: int, job: Job, follow: Callable[[str], None] | None) -> dict[str, Any]:
+    """Read messages until the result; a stage's time counts while its program runs, not while data moves."""
+    pending = b""
+    deadline: float | None = None
+    with selectors.DefaultSelector() as selector:
+        selector.register(reading, selectors.EVENT_READ)
+        while True:
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not selector.select(wait):
+                return {"error": "timeout"}
+            block = os.read(reading, 1 << 16)
+            if not block:
+                return {"error": "died"}
+            *lines, pending = (pending + block).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "phase" not in message:
+                    return dict(message)
+                if follow is not None:
+                    follow(message["phase"])
+                running = message["phase"] == "run" and job.timeout is not None
+                deadline = time.monotonic() + job.timeout if running and job.timeout is not None else None
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    if child.stdin is not None:
+        try:
+            child.stdin.close()
+        except BrokenPipeError:
+            pass
+    child.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last line in a log that says something, shortened; what a stage's program ended with."""
+    if not log.exists():
+        return "no output"
+    with open(log, "rb") as handle:
+        handle.seek(max(0, log.stat().st_size - 65536))
+        lines = [line.strip() for line in handle.read().decode(errors="replace").splitlines()]
+    said = [line for line in lines if line and not re.match(r"(ERROR: failed to reproduce|Running stage|>|---)", line)]
+    return said[-1][:300] if said else "no output"
+
+
+def _error(settings: Settings, job: Job, message: dict[str, Any]) -> RetraceError:
+    kind = message["error"]
+    if kind == "timeout":
+        minutes = (job.timeout or 0) / 60
+        return StageTimeout(
+            f"{job.what} ran longer than {minutes:g} minutes and was stopped; raise its model's timeout_minutes in "
+            f"params.yaml or make it faster; its log is {job.log}"
+        )
+    if kind == "stage-failed":
+        code = int(message["code"])
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return StageFailed(f"{job.what} {ended}: {last_line(job.log)} (the full log is {job.log})")
+    if kind == "died":
+        return ChildDied(f"{job.what} was killed before it finished; its log is {job.log}")
+    raised, text = _MESSAGES[kind]
+    facts = {"what": job.what, "log": str(job.log), "var": str(settings.var), **message}
+    return raised(text.format(**facts))

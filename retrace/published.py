@@ -1,0 +1,141 @@
+"""What a version looks like to MLflow: plain values, read from git and DVC by whoever publishes.
+
+Every run, model version and logged model of a version carries the same tags, so that either half of a question finds
+the other: `tags."model.md5" = '...'` names the version of a file, `tags."data/raw/flights.md5" = '...'` the versions
+that were trained on a dataset.
+
+| tag | value |
+|---|---|
+| `git.tag`, `git.commit` | the version (`late_arrival@v3`) and the full commit that it tags |
+| `model.md5`, `model.sha256` | the model file, as DVC tracks it and as served |
+| `<dataset>.md5`, `<dataset>.sha256` | each raw dataset by its path: `data/raw/flights.md5` |
+| `features.md5`, `features.sha256` | the features that the model was trained on |
+| `environment.lock` | sha256 of what the stages' environment pins |
+| `params.sha256` | the parameters |
+| `airflow.run_id` | the run that made the version |
+
+The first two rows are written by `Registry.publish` itself, the others come from `provenance`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from retrace.errors import RetraceError
+
+FeatureType = Literal["string", "integer", "float", "boolean", "timestamp"]
+FeatureValue = str | int | float | bool | datetime | None
+
+GIT_TAG = "git.tag"
+GIT_COMMIT = "git.commit"
+_PINNED_SCIKIT_LEARN = re.compile(r"scikit[-_.]learn==([^\s;]+)", re.IGNORECASE)
+
+
+class EntryError(RetraceError):
+    """A version whose record is not whole enough to be published."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The two hashes of a file or directory."""
+
+    md5: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file to show beside the run: its path there and its content, or where that is."""
+
+    name: str
+    content: bytes | Path
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.name)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise EntryError(f"{self.name!r} cannot be the name of an artifact; use a path inside the repository")
+
+    def read(self) -> bytes:
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data that a version was made of: a path in the repository and DVC's md5 of it (`.dir` included)."""
+
+    name: str
+    digest: str
+    rows: int | None = None
+    context: str = "training"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model version as MLflow is to show it; `created` is timezone-aware.
+
+    `requirements` are pinned (`name==version`, without hashes); `input_schema` names the model's columns in order.
+    """
+
+    model: str
+    number: int
+    commit: str
+    created: datetime
+    parameters: Mapping[str, str]
+    metrics: Mapping[str, float]
+    model_file: Path
+    model_fingerprint: Fingerprint
+    requirements: Sequence[str]
+    input_schema: Sequence[tuple[str, FeatureType]]
+    input_example: Sequence[Mapping[str, FeatureValue]]
+    datasets: Sequence[Dataset] = ()
+    files: Sequence[Artifact] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        return f"{self.model}@v{self.number}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Every searchable tag of the version."""
+        return {
+            **self.provenance,
+            GIT_TAG: self.tag,
+            GIT_COMMIT: self.commit,
+            "model.md5": self.model_fingerprint.md5,
+            "model.sha256": self.model_fingerprint.sha256,
+        }
+
+    @property
+    def scikit_learn(self) -> str:
+        """The scikit-learn that the model was trained with. Raises `EntryError`."""
+        for requirement in self.requirements:
+            if pinned := _PINNED_SCIKIT_LEARN.match(requirement):
+                return pinned[1]
+        raise EntryError(f"the lock of {self.tag} pins no scikit-learn, so it cannot be served; add it and run make lock")
+
+
+def provenance(
+    *,
+    features: Fingerprint,
+    datasets: Mapping[str, Fingerprint],
+    environment: str,
+    parameters: str,
+    run_id: str,
+) -> dict[str, str]:
+    """The tags of what a version was made of, under the names that the head of this module lists."""
+    tags = {
+        "features.md5": features.md5,
+        "features.sha256": features.sha256,
+        "environment.lock": environment,
+        "params.sha256": parameters,
+        "airflow.run_id": run_id,
+    }
+    for path, fingerprint in datasets.items():
+        tags |= {f"{path}.md5": fingerprint.md5, f"{path}.sha256": fingerprint.sha256}
+    return tags

@@ -1,0 +1,223 @@
+"""A run: one retrain, a ref with one commit per stage. Its first commit is the snapshot where code and data meet.
+
+The snapshot's tree is the code's, with `data/raw` from the branch `data`; its parents are the two. It carries the newest
+version's entries of dvc.lock (with metrics, plots and events) for every model, so that stages whose inputs did not
+change are recognised, and a tag's `dvc checkout` finds every output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from retrace.config import Params, Settings, parse_params
+from retrace.dvcfiles import LOCK, RAW, entries_of, lock_entries, lock_text, output_md5s
+from retrace.errors import RetraceError
+from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message
+from retrace.lineage import event
+from retrace.versions import newest_versions
+
+DATA_BRANCH = "refs/heads/data"
+THROUGH = "Data-Through"
+SNAPSHOT = "snapshot"
+COMPLETE, FAILED = "complete", "failed"
+
+
+class NoData(RetraceError):
+    """The branch `data` has nothing for what is asked."""
+
+
+class RunUnknown(RetraceError):
+    """The origin has no such run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One retrain of a model; `run_id` is Airflow's."""
+
+    model: str
+    run_id: str
+
+    @property
+    def ref(self) -> str:
+        return f"refs/runs/{self.model}/{escape_ref_part(self.run_id)}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One try of one task: what Airflow calls it, for events and records."""
+
+    run: Run
+    job: str
+    lineage_run_id: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Link:
+    """One commit of a run."""
+
+    commit: str
+    stage: str
+    state: str
+
+
+def chain(git: Git, head: str) -> list[Link]:
+    """The commits of a run, from its snapshot to `head`."""
+    form = "%H%x1f%(trailers:key=Retrace-Stage,valueonly,separator=)%x1f%(trailers:key=Retrace-State,valueonly,separator=)"
+    links = []
+    for line in git.out("log", "--first-parent", f"--format={form}", head, "--").splitlines():
+        commit, stage, state = line.split("\x1f")
+        if not stage:
+            break
+        links.append(Link(commit, stage, state))
+        if stage == SNAPSHOT:
+            break
+    return links[::-1]
+
+
+def code_commit(settings: Settings, mirror: Mirror) -> str:
+    """The commit that is trained: the origin's HEAD, or what RETRACE_CODE_REF names there. Raises `GitError`."""
+    if settings.code_ref == "HEAD":
+        mirror.fetch("+HEAD:refs/retrace/head")
+        found = mirror.resolve("refs/retrace/head")
+    else:
+        names = (f"refs/heads/{settings.code_ref}", f"refs/tags/{settings.code_ref}", settings.code_ref)
+        found = next((commit for commit in map(mirror.resolve, names) if commit), None)
+    if found is None:
+        raise GitError(f"{settings.code_ref} names no commit in the origin; set RETRACE_CODE_REF to a branch or tag")
+    return found
+
+
+def params_at(git: Git, commit: str) -> Params:
+    """params.yaml of a commit, checked. Raises `ConfigError` or `GitError`."""
+    text = git.read(commit, "params.yaml")
+    if text is None:
+        raise GitError(f"commit {commit[:8]} has no params.yaml")
+    return parse_params(text.decode(), f"params.yaml of commit {commit[:8]}")
+
+
+@dataclass(frozen=True)
+class DataCommit:
+    """A commit on the branch `data`: what was known up to `through` (exclusive end of its newest interval)."""
+
+    commit: str
+    through: datetime
+
+
+def data_commits(git: Git) -> list[DataCommit]:
+    """The data's history, newest commit first."""
+    if git.resolve(DATA_BRANCH) is None:
+        return []
+    form = f"%H%x1f%(trailers:key={THROUGH},valueonly,separator=)"
+    lines = (line.split("\x1f") for line in git.out("log", "--first-parent", f"--format={form}", DATA_BRANCH).splitlines())
+    return [DataCommit(commit, datetime.fromisoformat(through)) for commit, through in lines if through]
+
+
+def data_as_of(git: Git, as_of: datetime | None) -> DataCommit:
+    """The newest data, or the newest that does not go beyond a date. Raises `NoData`."""
+    known = data_commits(git)
+    if not known:
+        raise NoData("there is no data yet: the branch data does not exist; run `retrace ingest --until DATE` first")
+    found = known[0] if as_of is None else max(
+        (data for data in known if data.through <= as_of), key=lambda data: data.through, default=None
+    )
+    if found is None:
+        first = min(data.through for data in known)
+        raise NoData(f"no data was known as of {as_of:%Y-%m-%d}: the first commit on data goes to {first:%Y-%m-%d}")
+    return found
+
+
+def raw_files(git: Git, commit: str) -> dict[str, str]:
+    """Path -> blob id of the pointers and manifests of the raw datasets in a commit."""
+    files = git.files(commit, f"{RAW}/")
+    return {path: blob for path, blob in files.items() if path.endswith((".dvc", ".manifest"))}
+
+
+def with_data(git: Git, code: str, data: str | None) -> dict[str, bytes | str | None]:
+    """The changes that make the tree of `code` carry exactly the raw data of `data`."""
+    changes: dict[str, bytes | str | None] = dict.fromkeys(raw_files(git, code))
+    if data is not None:
+        changes |= raw_files(git, data)
+    return changes
+
+
+def _carried(git: Git, params: Params) -> dict[str, bytes | str | None]:
+    """dvc.lock and the files in git that belong to it, from every model's newest version."""
+    entries = {}
+    changes: dict[str, bytes | str | None] = {}
+    for model, version in newest_versions(git).items():
+        if model not in params.models:
+            continue
+        own = entries_of(lock_entries(git.read(version.commit, LOCK)), model)
+        entries |= own
+        outputs = tuple(output_md5s(own))
+        for path, blob in git.files(version.commit).items():
+            made = any(path == output or path.startswith(f"{output}/") for output in outputs)
+            if made or path.startswith(f"lineage/{model}/"):
+                changes[path] = blob
+        changes.pop(event.path(model, "gate"), None)
+    changes[LOCK] = lock_text(entries) if entries else None
+    return changes
+
+
+def snapshot(
+    settings: Settings, task: Task, *, as_of: datetime | None = None, backfill: bool = False
+) -> str:
+    """Make the first commit of a run, or return the one that an earlier try made.
+
+    Raises `NoData`, `UnknownModel`, `ConfigError`, `OriginUnavailable`.
+    """
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    run = task.run
+    head = mirror.fetch_ref(run.ref)
+    if head is not None:
+        return chain(mirror, head)[0].commit
+    started = datetime.now(UTC)
+    mirror.fetch_record()
+    code = code_commit(settings, mirror)
+    params = params_at(mirror, code)
+    params.model(run.model)
+    data = data_as_of(mirror, as_of)
+    current = data.commit == data_commits(mirror)[0].commit
+    datasets = params.models[run.model].datasets
+    pointers = raw_files(mirror, data.commit)
+    for name in datasets:
+        if f"{RAW}/{name}.dvc" not in pointers:
+            raise NoData(f"the data of {run.model} lacks the dataset {name}; run `retrace ingest` for it first")
+    facts = {
+        "model": run.model,
+        "run": run.run_id,
+        "code": code,
+        "data": data.commit,
+        "dataThrough": data.through.isoformat(),
+        "backfill": backfill or not current,
+    }
+    told = event.Event(
+        "COMPLETE",
+        task.lineage_run_id,
+        f"{run.model}.{SNAPSHOT}",
+        started,
+        datetime.now(UTC),
+        inputs=[f"{RAW}/{name}" for name in datasets],
+        outputs=[event.Output(f"snapshot/{run.model}", f"{code[:12]}+{data.commit[:12]}")],
+        facts=facts,
+    )
+    changes = {
+        **with_data(mirror, code, data.commit),
+        **_carried(mirror, params),
+        event.path(run.model, SNAPSHOT): told.as_json(),
+    }
+    text = message(
+        f"{run.model}: code {code[:8]} meets data {data.commit[:8]} (through {data.through:%Y-%m-%d})",
+        {"Retrace-Stage": SNAPSHOT, "Retrace-State": COMPLETE, "Retrace-Model": run.model, "Retrace-Run": run.run_id},
+    )
+    commit = mirror.write_commit(code, changes, [code, data.commit], text)
+    try:
+        mirror.push([RefUpdate(run.ref, commit, ABSENT)])
+    except RefMoved:
+        head = mirror.fetch_ref(run.ref)
+        if head is None:
+            raise
+        return chain(mirror, head)[0].commit
+    return commit

@@ -1,0 +1,225 @@
+"""Versions and assignments: annotated tags in GTO's grammar. Everything here is read from tags alone, and is fast.
+
+`<model>@v<N>` is a version; `<model>#<alias>#<N>` says who holds an alias since then. N counts up by one. A tag is
+created by compare-and-swap and never moved.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from retrace.dvcfiles import LOCK, entries_of, lock_entries, output_md5s
+from retrace.errors import RetraceError
+from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message, trailer
+
+CHAMPION = "champion"
+_VERSION = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")
+_ASSIGNMENT = re.compile(r"(?P<model>[a-z][a-z0-9_]*)#(?P<alias>[a-z][a-z0-9_-]*)#(?P<number>[1-9][0-9]*)")
+_FIELDS = "%(refname:strip=2)%1f%(objectname)%1f%(*objectname)%1f%(taggerdate:iso-strict)%1f%(taggername)%1f%(contents)%1e"
+
+
+class UnknownVersion(RetraceError):
+    """No such version."""
+
+
+class NothingToRollBackTo(RetraceError):
+    """The alias has been held by one version only."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model version: a tag and what its message sums up."""
+
+    model: str
+    number: int
+    tag_object: str
+    commit: str
+    created: datetime
+    run_id: str
+    run_ref: str
+    through: datetime | None
+    metrics: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@v{self.number}"
+
+    @property
+    def ref(self) -> str:
+        return f"refs/tags/{self.name}"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An alias given to a version."""
+
+    model: str
+    alias: str
+    number: int
+    commit: str
+    created: datetime
+    by: str
+    because: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}#{self.alias}#{self.number}"
+
+
+def _tags(git: Git, pattern: str) -> Iterable[list[str]]:
+    listing = git.out("for-each-ref", f"--format={_FIELDS}", pattern)
+    for entry in listing.split("\x1e"):
+        fields = entry.lstrip("\n").split("\x1f")
+        if len(fields) == 6 and fields[2]:
+            yield fields
+
+
+def versions(git: Git, model: str | None = None) -> list[Version]:
+    """All versions (of one model), oldest first."""
+    found = []
+    for name, tag_object, commit, created, _, text in _tags(git, f"refs/tags/{model or '*'}@v*"):
+        match = _VERSION.fullmatch(name)
+        if match is None:
+            continue
+        through = trailer(text, "Data-Through")
+        found.append(
+            Version(
+                model=match["model"],
+                number=int(match["number"]),
+                tag_object=tag_object,
+                commit=commit,
+                created=datetime.fromisoformat(created),
+                run_id=trailer(text, "Retrace-Run") or "",
+                run_ref=trailer(text, "Retrace-Run-Ref") or "",
+                through=datetime.fromisoformat(through) if through else None,
+                metrics=json.loads(trailer(text, "Retrace-Metrics") or "{}"),
+            )
+        )
+    return sorted(found, key=lambda version: (version.model, version.number))
+
+
+def newest_versions(git: Git) -> dict[str, Version]:
+    """Model -> its newest version."""
+    return {version.model: version for version in versions(git)}
+
+
+def find(git: Git, name: str) -> Version:
+    """The version of a name such as `late_arrival@v3`; `late_arrival@champion` and `late_arrival@latest` work too.
+
+    Raises `UnknownVersion`.
+    """
+    model, _, rest = name.partition("@")
+    own = versions(git, model) if re.fullmatch(r"[a-z][a-z0-9_]*", model) else []
+    if rest == "latest" and own:
+        return own[-1]
+    if _VERSION.fullmatch(name):
+        found = next((version for version in own if version.name == name), None)
+    else:
+        found = champions(git, own).get((model, rest))
+    if found is None:
+        known = f"it has v1 to v{own[-1].number}" if own else "`retrace log` lists what there is"
+        raise UnknownVersion(f"no version {name!r}: {known}")
+    return found
+
+
+def assignments(git: Git, model: str | None = None) -> list[Assignment]:
+    """All assignments (of one model), oldest first."""
+    found = []
+    for name, _, commit, created, by, text in _tags(git, f"refs/tags/{model or '*'}#*"):
+        match = _ASSIGNMENT.fullmatch(name)
+        if match is None:
+            continue
+        found.append(
+            Assignment(
+                model=match["model"],
+                alias=match["alias"],
+                number=int(match["number"]),
+                commit=commit,
+                created=datetime.fromisoformat(created),
+                by=by,
+                because=trailer(text, "Retrace-Because") or "",
+            )
+        )
+    return sorted(found, key=lambda assignment: (assignment.model, assignment.alias, assignment.number))
+
+
+def champions(git: Git, known: Iterable[Version] | None = None) -> dict[tuple[str, str], Version]:
+    """(model, alias) -> the version that holds it now."""
+    by_commit = {(version.model, version.commit): version for version in (versions(git) if known is None else known)}
+    holders = {}
+    for assignment in assignments(git):
+        version = by_commit.get((assignment.model, assignment.commit))
+        if version is not None:
+            holders[assignment.model, assignment.alias] = version
+    return holders
+
+
+def same_outputs(git: Git, model: str, commit: str, known: Iterable[Version]) -> Version | None:
+    """The newest of the versions whose entries in dvc.lock equal this commit's, if any."""
+    own = entries_of(lock_entries(git.read(commit, LOCK)), model)
+    needles = [md5.encode() for md5 in output_md5s(own).values()]
+    candidates = sorted((version for version in known if version.model == model), key=lambda item: -item.number)
+    locks = git.read_many([f"{version.commit}:{LOCK}" for version in candidates])
+    for version, lock in zip(candidates, locks, strict=True):
+        if lock is not None and all(needle in lock for needle in needles):
+            if entries_of(lock_entries(lock), model) == own:
+                return version
+    return None
+
+
+def create(mirror: Mirror, model: str, commit: str, title: str, trailers: dict[str, str]) -> Version:
+    """Tag a commit as the model's next version. Safe against others who do the same at the same time."""
+    while True:
+        mirror.fetch_record()
+        own = versions(mirror, model)
+        existing = next((version for version in own if version.commit == commit), None)
+        if existing is not None:
+            return existing
+        name = f"{model}@v{own[-1].number + 1 if own else 1}"
+        tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers))
+        try:
+            mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])
+        except RefMoved:
+            continue
+
+
+def assign(mirror: Mirror, version: Version, alias: str, because: str) -> Assignment:
+    """Give a version an alias by a new assignment tag; a version that holds it already keeps its tag."""
+    while True:
+        mirror.fetch_record()
+        own = [assignment for assignment in assignments(mirror, version.model) if assignment.alias == alias]
+        if own and own[-1].commit == version.commit:
+            return own[-1]
+        name = f"{version.model}#{alias}#{own[-1].number + 1 if own else 1}"
+        trailers = {"Retrace-Version": version.name, "Retrace-Because": because}
+        tag = mirror.write_tag(name, version.commit, message(f"{name}: {version.name}", trailers))
+        try:
+            mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])
+        except RefMoved:
+            continue
+
+
+def previous_holder(git: Git, model: str, alias: str = CHAMPION) -> Version:
+    """The version to return to: the holder before the present one, where a return undoes what came in between.
+
+    Raises `NothingToRollBackTo`.
+    """
+    by_commit = {version.commit: version for version in versions(git, model)}
+    stack: list[Version] = []
+    for assignment in assignments(git, model):
+        version = by_commit.get(assignment.commit)
+        if assignment.alias != alias or version is None:
+            continue
+        if version in stack:
+            del stack[stack.index(version) + 1 :]
+        else:
+            stack.append(version)
+    if len(stack) > 1:
+        return stack[-2]
+    raise NothingToRollBackTo(f"{model} has had no other {alias}; name a version with `retrace promote VERSION`")
+
+

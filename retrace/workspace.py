@@ -1,0 +1,163 @@
+"""A throw-away checkout of one commit, with this machine's DVC cache linked in and the remote made absolute.
+
+A workspace is keyed by model, run and process, and held by a lock that the kernel frees when the process ends: what no
+process holds is an orphan, and `sweep` removes it.
+"""
+
+from __future__ import annotations
+
+import configparser
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrace.config import Settings
+from retrace.errors import RetraceError
+from retrace.git import Git, GitError, Mirror, escape_ref_part, without_credentials
+
+_DVC_CONFIG = Path(".dvc/config")
+_LOCAL_CONFIG = Path(".dvc/config.local")
+
+
+class NoRemote(RetraceError):
+    """.dvc/config names no remote to push to."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checkout of `commit` in `path`."""
+
+    path: Path
+    commit: str
+
+    @property
+    def site_cache(self) -> Path:
+        """DVC's own state for this checkout, beside it so that it goes with it."""
+        return self.path.with_name(self.path.name + ".site")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The DVC remote of a project: its name, its absolute address and the options that .dvc/config gives it."""
+
+    name: str
+    url: str
+    options: dict[str, str]
+
+    @property
+    def shown(self) -> str:
+        """The address for messages and records: no credentials."""
+        return without_credentials(self.url)
+
+
+def _read_config(*texts: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    for text in texts:
+        parser.read_string("\n".join(line.strip() for line in text.splitlines()))
+    return parser
+
+
+def _local_config(settings: Settings) -> str:
+    path = settings.root / _LOCAL_CONFIG
+    return path.read_text() if path.is_file() else ""
+
+
+def remote_of(settings: Settings, committed: str) -> Remote:
+    """The remote that a commit's .dvc/config, this machine's config.local and RETRACE_REMOTE name.
+
+    Raises `NoRemote`.
+    """
+    parser = _read_config(committed, _local_config(settings))
+    name = parser.get("core", "remote", fallback=None)
+    section = f"'remote \"{name}\"'"
+    url = settings.remote or parser.get(section, "url", fallback=None)
+    if name is None or url is None:
+        raise NoRemote(".dvc/config names no default remote; set one with `dvc remote add --default NAME URL`")
+    if "://" not in url and not os.path.isabs(url):
+        base = settings.root / ("" if settings.remote else ".dvc")
+        url = os.path.normpath(base / url)
+    return Remote(name, url, dict(parser.items(section)) if parser.has_section(section) else {})
+
+
+def _write_config(settings: Settings, workspace: Path) -> None:
+    committed = workspace / _DVC_CONFIG
+    if not committed.is_file():
+        raise GitError(f"the commit in {workspace.name} has no {_DVC_CONFIG}: it is no DVC project")
+    remote = remote_of(settings, committed.read_text())
+    parser = _read_config(_local_config(settings))
+    section = f"'remote \"{remote.name}\"'"
+    wanted = {
+        "core": {"analytics": "false", "autostage": "false", "check_update": "false"},
+        "cache": {"dir": str(settings.cache), "type": "reflink,copy" if os.geteuid() == 0 else "reflink,hardlink,copy"},
+        section: {"url": remote.url, "verify": "true"},
+    }
+    if remote.url.startswith("s3://"):
+        wanted[section] |= {"connect_timeout": "5", "read_timeout": "15"}
+    for name, options in wanted.items():
+        if not parser.has_section(name):
+            parser.add_section(name)
+        for key, value in options.items():
+            parser.set(name, key, value)
+    descriptor = os.open(workspace / _LOCAL_CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w") as handle:
+        parser.write(handle)
+
+
+@contextmanager
+def workspace(settings: Settings, mirror: Mirror, commit: str, key: str) -> Iterator[Workspace]:
+    """Check a commit out for as long as the block lasts; `key` names who uses it (model and run)."""
+    settings.workspaces.mkdir(parents=True, exist_ok=True)
+    path = settings.workspaces / f"{escape_ref_part(key)}--{os.getpid()}"
+    with open(path.with_name(path.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        held = Workspace(path, commit)
+        try:
+            _drop(held)
+            checkout(settings, mirror, commit, path)
+            yield held
+        finally:
+            _drop(held)
+            os.unlink(lock.name)
+
+
+def checkout(settings: Settings, mirror: Mirror, commit: str, path: Path) -> None:
+    """Clone the mirror by reference into `path` at a commit and tell DVC where cache and remote are."""
+    mirror.out("clone", "--quiet", "--shared", "--no-checkout", str(mirror.directory), str(path))
+    git = Git(path)
+    git.out("checkout", "--quiet", "--detach", commit)
+    _write_config(settings, path)
+
+
+def _drop(held: Workspace) -> None:
+    for folder in (held.path, held.site_cache):
+        if folder.exists():
+            _make_writable(folder)
+            shutil.rmtree(folder)
+
+
+def _make_writable(folder: Path) -> None:
+    """A stage may leave read-only folders; without this their owner could not remove them."""
+    for parent, folders, _ in os.walk(folder):
+        for name in folders:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path) and not os.access(path, os.W_OK | os.X_OK):
+                os.chmod(path, 0o700)
+
+
+def sweep(settings: Settings, prefix: str = "") -> list[str]:
+    """Remove the workspaces that no process holds any more (of one run, by `prefix`); their names."""
+    removed = []
+    for path in sorted(settings.workspaces.glob(f"{escape_ref_part(prefix) if prefix else ''}*.lock")):
+        with open(path) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            _drop(Workspace(path.with_suffix(""), ""))
+            path.unlink(missing_ok=True)
+            removed.append(path.stem)
+    return removed
