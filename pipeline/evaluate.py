@@ -1,24 +1,24 @@
 """Score the model on the newest partition: metrics, predictions, plots, and what exactly it was scored on.
 
-python -m pipeline.evaluate MODEL needs the model file and the features only, so an older model can be scored on newer data.
+python -m pipeline.evaluate MODEL fits nothing, so that a model of an older version can be scored on newer features.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import PositiveFloat
-from sklearn.base import is_classifier
 from sklearn.metrics import roc_curve
 
 from pipeline.metrics import metric
 from pipeline.model_file import loads, predict
-from pipeline.project import FeatureSettings, Problem, Strict, partitions, read, run, setting, write, write_json
+from pipeline.project import FeatureSettings, Problem, Strict, output, partitions, read, run, setting
 
 POINTS = 200  # of a curve; more than a plot shows
 
@@ -37,72 +37,70 @@ class EvaluateSettings(Strict):
 
 
 def cost_per_flight(labels: np.ndarray, predictions: np.ndarray, costs: Costs | None) -> float:
-    """The business cost when everyone is warned for whom the expected cost of silence is the greater one."""
+    """The business cost when a warning is given wherever silence is expected to cost more."""
     if costs is None:
         raise Problem("the metric cost_per_flight needs evaluate.costs: {missed: ..., false_alarm: ...}")
     warned = predictions >= costs.false_alarm / (costs.false_alarm + costs.missed)
     return float(np.mean(np.where(labels == 1, ~warned * costs.missed, warned * costs.false_alarm)))
 
 
-def roc(labels: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of false alarms, and of events foretold."""
-    return roc_curve(labels, predictions)[:2]
-
-
-def rec(labels: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An error, and the share of rows whose error is not greater."""
-    errors = np.sort(np.abs(labels - predictions))
-    return errors, np.arange(1, len(errors) + 1) / len(errors)
-
-
-CURVES: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {"roc": roc, "rec": rec}
+def curve(kind: str, labels: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
+    """roc: share of false alarms, of events foretold. rec: an error, the share of rows with no greater one."""
+    if kind == "roc":
+        if set(np.unique(labels)) - {0, 1}:
+            raise Problem("evaluate.curve roc is for labels 0 and 1; write rec")
+        x, y, _ = roc_curve(labels, predictions)
+    else:
+        x = np.sort(np.abs(labels - predictions))
+        y = np.arange(1, len(x) + 1) / len(x)
+    points = pd.DataFrame({"x": x, "y": y}).round(6)
+    return points.iloc[np.unique(np.linspace(0, len(points) - 1, POINTS).astype(int))]
 
 
 def calibration(labels: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
     """Ten equal groups by prediction: what was predicted on average, and what came."""
-    groups = np.array_split(np.argsort(predictions, kind="stable"), 10)
-    rows = [(predictions[group].mean(), labels[group].mean(), len(group)) for group in groups if len(group)]
+    groups = [group for group in np.array_split(np.argsort(predictions, kind="stable"), 10) if len(group)]
+    rows = [(predictions[group].mean(), labels[group].mean(), len(group)) for group in groups]
     return pd.DataFrame(rows, columns=["predicted", "observed", "rows"]).round(6)
 
 
-def compute(name: str, of: str, labels: np.ndarray, predictions: np.ndarray, costs: Costs | None) -> float:
-    if name == "cost_per_flight" and of == "classifier":
-        return round(cost_per_flight(labels, predictions, costs), 6)
-    return round(float(metric(name, of).compute(labels, predictions)), 6)
+def serving(table: pd.DataFrame) -> dict[str, Any]:
+    """What a registry tells of the model's input: the columns with their types, and a few rows."""
+    columns = [[name, "float" if kind == "float64" else "string"] for name, kind in table.dtypes.items()]
+    return {"columns": columns, "example": json.loads(table.head(3).to_json(orient="records", double_precision=15))}
 
 
-def digest(rows: pd.DataFrame) -> str:
-    """Identifies the holdout: keys and labels in order, as text, so that no file format has a say in it."""
-    return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+def write_json(value: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main(model: str) -> None:
-    features = setting(model, "features", FeatureSettings)
-    settings = setting(model, "evaluate", EvaluateSettings)
-    tuned = setting(model, "train.metric", str)
-    folder, file = Path("data/features") / model, Path("models") / f"{model}.skops"
-    newest = partitions(folder)[-1]
-    rows = read([folder / f"{newest}.parquet"])
+    features, settings = setting(model, "features", FeatureSettings), setting(model, "evaluate", EvaluateSettings)
+    tuned, newest = setting(model, "train.metric", str), partitions(Path("data/features") / model)[-1]
+    rows, file = read([Path("data/features") / model / f"{newest}.parquet"]), Path("models") / f"{model}.skops"
     if not file.exists():
         raise Problem(f"{file} is missing; run the stage train@{model}")
     estimator = loads(file.read_bytes(), str(file))
-    predictions, labels = predict(estimator, rows[features.columns.all]), rows[features.label.name].to_numpy()
-    of = "classifier" if is_classifier(estimator) else "regressor"
-    if (settings.curve == "roc") != (of == "classifier"):
-        raise Problem(f"evaluate.curve {settings.curve!r} does not suit a {of}; write {'roc' if of == 'classifier' else 'rec'}")
-    told = {name: compute(name, of, labels, predictions, settings.costs) for name in settings.metrics}
-    best = round(float(pd.read_csv(Path("plots") / model / "trials.csv")["best_value"].iloc[-1]), 6)
+    predictions, labels = predict(estimator, rows[features.columns]), rows[features.label.name].to_numpy()
+    scores = {}
+    for name in settings.metrics:
+        own = name == "cost_per_flight"  # the one that depends on parameters
+        compute = partial(cost_per_flight, costs=settings.costs) if own else metric(name, estimator).compute
+        scores[name] = round(float(compute(labels, predictions)), 6)
+    best = pd.read_csv(Path("plots") / model / "trials.csv")["best_value"].iloc[-1]
 
     kept = rows[[*features.key, features.label.name]]
-    write(kept.assign(prediction=predictions), Path("data/predictions") / f"{model}.parquet")
-    write_json({"partition": newest, "rows": len(kept), "digest": digest(kept)}, Path("reports") / model / "holdout.json")
-    write_json({"holdout": told, "validation": {tuned: best}}, Path("metrics") / f"{model}.json")
-    points = pd.DataFrame(dict(zip("xy", CURVES[settings.curve](labels, predictions), strict=True))).round(6)
-    chosen = np.unique(np.linspace(0, len(points) - 1, POINTS).astype(int))
-    plots = Path("plots") / model
-    points.iloc[chosen].to_csv(plots / f"{settings.curve}.csv", index=False, lineterminator="\n")
-    calibration(labels, predictions).to_csv(plots / "calibration.csv", index=False, lineterminator="\n")
-    print(f"evaluate {model} {newest}: " + ", ".join(f"{name} {value:.4f}" for name, value in told.items()), flush=True)
+    kept.assign(prediction=predictions).to_parquet(output("data/predictions", f"{model}.parquet"), index=False)
+    # As text, so that no file format has a say in what the same holdout is.
+    digest = hashlib.sha256(kept.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    write_json({"partition": newest, "rows": len(kept), "digest": digest}, output("reports", model, "holdout.json"))
+    write_json(serving(rows[features.columns]), output("reports", model, "serving.json"))
+    write_json({"holdout": scores, "validation": {tuned: round(float(best), 6)}}, output("metrics", f"{model}.json"))
+    plots: dict[str, pd.DataFrame] = {settings.curve: curve(settings.curve, labels, predictions)}
+    for name, plot in {**plots, "calibration": calibration(labels, predictions)}.items():
+        plot.to_csv(output("plots", model, f"{name}.csv"), index=False, lineterminator="\n")
+    told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"evaluate {model} {newest}: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
 """What is known of a flight some time before its scheduled departure: python -m pipeline.features MODEL
 
 Every feature asks for the state of the world at one moment, `known`: the scheduled departure less the horizon. An event
-(a departure, an arrival, an observation) counts from the moment it happened, in training and in serving by the same code.
+(a departure, an arrival, an observation) counts from when it happened, in training and in serving by the same code.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.project import FeatureSettings, Problem, Window, partitions, read, run, setting, split, write
+from pipeline.project import FeatureSettings, Problem, Window, output, partitions, read, run, setting, split
 
 RAW = Path("data/raw")
-REQUEST = ["scheduled_departure", "scheduled_arrival", "carrier", "flight", "tail_number", "origin", "destination", "distance"]
+CATEGORICAL = ["carrier", "origin", "destination"]
+REQUEST = ["scheduled_departure", "scheduled_arrival", *CATEGORICAL, "flight", "tail_number", "distance"]
 OUTCOME = ["departure", "departure_delay", "arrival", "arrival_delay", "air_time"]
-OBSERVED = ["temperature", "dew_point", "humidity", "wind_direction", "wind_speed", "wind_gust", "precipitation"]
-OBSERVED += ["pressure", "visibility"]
-
-# Means over what happened lately: feature -> flights of the same ..., the event, its value, and the hours back.
+CALENDAR = ["minute_of_day", "weekday", "day_of_year", "scheduled_minutes", "distance"]
+OBSERVED = ["temperature", "dew_point", "humidity", "wind_direction", "wind_speed", "wind_gust"]
+OBSERVED += ["precipitation", "pressure", "visibility"]
+# Means of what happened lately: to flights of the same ..., the event, its value, and the hours back.
 RECENT = {
     "origin_departure_delay_2h": (["origin"], "departure", "departure_delay", 2),
     "carrier_departure_delay_4h": (["origin", "carrier"], "departure", "departure_delay", 4),
@@ -35,85 +38,76 @@ AIRCRAFT = {
     "aircraft_arrival_delay": ("arrival", "arrival_delay"),
     "aircraft_away_minutes": ("departure", "departed_at"),
 }
-CALENDAR = ["minute_of_day", "weekday", "day_of_year", "scheduled_minutes", "distance"]
-CATEGORICAL = ["carrier", "origin", "destination"]
 NUMERIC = [*CALENDAR, *OBSERVED, *RECENT, *AIRCRAFT]
 
 LOOK_BACK = pd.Timedelta(days=7)  # no feature looks further back than this
 LONGEST = pd.Timedelta(days=4)  # from a flight's scheduled departure to its arrival, however late
-WEATHER_LASTS = pd.Timedelta(hours=3)
 SPAN = 1 << 36  # seconds; keeps the times of one group apart from those of the next
 
 
-def seconds(times: pd.Series | pd.DatetimeIndex) -> np.ndarray:
+def seconds(times: pd.Series) -> np.ndarray:
     return np.asarray(times, dtype="datetime64[s]").astype(np.int64)
 
 
 class Timeline:
-    """Events in order of time within groups; tells which of a request's group had happened by a moment."""
+    """Events in order of time within groups: what of a request's group had happened by the moment `known`."""
 
     def __init__(self, events: pd.DataFrame, requests: pd.DataFrame, by: list[str], time: str, value: str) -> None:
-        events = events[events[time].notna() & events[value].notna() & events[by].notna().all(axis=1)]
+        events = events[events[[*by, time, value]].notna().all(axis=1)]
         groups = pd.concat([events[by], requests[by]]).groupby(by, sort=False, dropna=False).ngroup().to_numpy()
         keys = groups[: len(events)] * SPAN + seconds(events[time])
-        # Ties are put in order by value: which of two equal moments was written first must not matter.
-        order = np.lexsort((events[value], keys))
+        order = np.lexsort((events[value], keys))  # which of two events of one moment was written first says nothing
         self.keys, self.values = keys[order], events[value].to_numpy(dtype=float)[order]
-        self.offsets = groups[len(events) :] * SPAN
+        self.until = groups[len(events) :] * SPAN + seconds(requests["known"])
 
-    def between(self, known: pd.Series, back: pd.Timedelta) -> tuple[np.ndarray, np.ndarray]:
-        """First and last + 1 of the events after `known - back`, up to and including `known`."""
-        until = self.offsets + seconds(known)
-        since = until - int(back.total_seconds())
-        return np.searchsorted(self.keys, since, side="right"), np.searchsorted(self.keys, until, side="right")
+    def between(self, hours: float) -> tuple[np.ndarray, np.ndarray]:
+        """First and last + 1 of the events of the hours up to and including `known`."""
+        since = np.searchsorted(self.keys, self.until - int(hours * 3600), side="right")
+        return since, np.searchsorted(self.keys, self.until, side="right")
 
-    def mean(self, known: pd.Series, back: pd.Timedelta) -> np.ndarray:
-        """Minutes are whole numbers, so the running sums are exact wherever the history begins."""
-        first, last = self.between(known, back)
+    def mean(self, hours: float) -> np.ndarray:
+        """Minutes are whole numbers, so running sums are exact wherever the history begins."""
+        first, last = self.between(hours)
         total = np.concatenate([[0.0], np.cumsum(self.values)])
         return np.where(last > first, (total[last] - total[first]) / np.maximum(last - first, 1), np.nan)
 
-    def latest(self, known: pd.Series, back: pd.Timedelta) -> np.ndarray:
-        first, last = self.between(known, back)
+    def latest(self, hours: float) -> np.ndarray:
+        first, last = self.between(hours)
         return np.where(last > first, np.append(self.values, np.nan)[last - 1], np.nan)
 
 
-def build(requests: pd.DataFrame, flights: pd.DataFrame, weather: pd.DataFrame, settings: FeatureSettings) -> pd.DataFrame:
+def build(asked: pd.DataFrame, flights: pd.DataFrame, weather: pd.DataFrame, settings: FeatureSettings) -> pd.DataFrame:
     """The features of scheduled flights, one row each, from the history of flights and weather."""
-    unknown = [name for name in settings.columns.all if name not in CATEGORICAL + NUMERIC]
-    if unknown:
-        raise Problem(f"features.columns has {', '.join(unknown)}; there are {', '.join(CATEGORICAL + NUMERIC)}")
-    scheduled = requests["scheduled_departure"]
-    known = scheduled - pd.Timedelta(minutes=settings.horizon_minutes)
-    columns: dict[str, object] = {name: requests[name] for name in [*CATEGORICAL, "distance"]}
+    scheduled, wanted = asked["scheduled_departure"], set(settings.columns)
+    requests = asked.assign(known=scheduled - pd.Timedelta(minutes=settings.horizon_minutes))
+    flights = flights.assign(departed_at=seconds(flights["departure"]) / 60)
+    columns: dict[str, Any] = {name: asked[name] for name in [*CATEGORICAL, "distance"]}
     columns["minute_of_day"] = scheduled.dt.hour * 60 + scheduled.dt.minute
     columns["weekday"], columns["day_of_year"] = scheduled.dt.day_of_week, scheduled.dt.day_of_year
-    columns["scheduled_minutes"] = (requests["scheduled_arrival"] - scheduled) / pd.Timedelta(minutes=1)
-    for name in set(OBSERVED) & set(settings.columns.numeric):
-        columns[name] = Timeline(weather, requests, ["origin"], "observed", name).latest(known, WEATHER_LASTS)
-    for name, (by, event, value, hours) in RECENT.items():
-        if name in settings.columns.numeric:
-            columns[name] = Timeline(flights, requests, by, event, value).mean(known, pd.Timedelta(hours=hours))
-    departed = flights.assign(departed_at=seconds(flights["departure"]) / 60)
-    for name, (event, value) in AIRCRAFT.items():
-        if name in settings.columns.numeric:
-            columns[name] = Timeline(departed, requests, ["tail_number"], event, value).latest(known, LOOK_BACK)
+    columns["scheduled_minutes"] = (asked["scheduled_arrival"] - scheduled) / pd.Timedelta(minutes=1)
+    for name in wanted & set(OBSERVED):
+        columns[name] = Timeline(weather, requests, ["origin"], "observed", name).latest(hours=3)
+    for name in wanted & set(RECENT):
+        by, event, value, hours = RECENT[name]
+        columns[name] = Timeline(flights, requests, by, event, value).mean(hours)
+    for name in wanted & set(AIRCRAFT):
+        columns[name] = Timeline(flights, requests, ["tail_number"], *AIRCRAFT[name]).latest(hours=168)
     if "aircraft_away_minutes" in columns:
         columns["aircraft_away_minutes"] = seconds(scheduled) / 60 - columns["aircraft_away_minutes"]
-    table = pd.DataFrame({name: columns[name] for name in settings.columns.all}, index=requests.index)
-    return table.astype({**dict.fromkeys(settings.columns.categorical, str), **dict.fromkeys(settings.columns.numeric, float)})
+    kinds = {**dict.fromkeys(settings.categorical, "str"), **dict.fromkeys(settings.numeric, "float64")}
+    return pd.DataFrame({name: columns[name] for name in settings.columns}, index=asked.index).astype(kinds)
 
 
-def history(scheduled: pd.Series, raw: Path = RAW) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Flights and weather that can matter to departures at these times: bounded, however much is in `raw`."""
-    start, end = scheduled.min() - LOOK_BACK - LONGEST, scheduled.max()
+def history(scheduled: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Flights and weather that can matter to departures at these times: bounded, however much there is."""
 
     def between(dataset: str, time: str, columns: list[str]) -> pd.DataFrame:
-        paths = [raw / dataset / f"{name}.parquet" for name in partitions(raw / dataset)]
-        return read(paths, columns=columns, filters=[(time, ">=", start), (time, "<=", end)])
+        bounds = [(time, ">=", scheduled.min() - LOOK_BACK - LONGEST), (time, "<=", scheduled.max())]
+        paths = [RAW / dataset / f"{name}.parquet" for name in partitions(RAW / dataset)]
+        return read(paths, columns=[*columns, time], filters=bounds)
 
-    flights = between("flights", "scheduled_departure", [*REQUEST, *OUTCOME])
-    return flights, between("weather", "observed", ["origin", "observed", *OBSERVED])
+    flights = between("flights", "scheduled_departure", [*REQUEST[1:], *OUTCOME])
+    return flights, between("weather", "observed", ["origin", *OBSERVED])
 
 
 def label(flights: pd.DataFrame, settings: FeatureSettings) -> pd.Series:
@@ -122,22 +116,25 @@ def label(flights: pd.DataFrame, settings: FeatureSettings) -> pd.Series:
 
 
 def partition(path: Path, settings: FeatureSettings) -> pd.DataFrame:
-    """Keys, features and label of the flights of one raw partition that have an outcome (no cancelled ones)."""
+    """Keys, features and label of those flights of one raw partition that have an outcome."""
     flights = read([path])
-    absent = [name for name in [*REQUEST, *OUTCOME, *settings.key, settings.label.column] if name not in flights]
-    if absent:
-        raise Problem(f"{path} has no column {', '.join(dict.fromkeys(absent))}; correct ingest.datasets.flights or the model")
-    flights = flights[flights[settings.label.column].notna()].sort_values(settings.key, kind="stable", ignore_index=True)
+    if absent := {*REQUEST, *OUTCOME, *settings.key, settings.label.column} - set(flights):
+        raise Problem(f"{path} has no column {', '.join(sorted(absent))}; correct ingest.datasets.flights or the model")
+    flights = flights[flights[settings.label.column].notna()].sort_values(settings.key, ignore_index=True)
     table = build(flights, *history(flights["scheduled_departure"]), settings)
     return pd.DataFrame({**flights[settings.key], **table, settings.label.name: label(flights, settings)})
 
 
 def main(model: str) -> None:
     settings = setting(model, "features", FeatureSettings)
-    window = split(partitions(RAW / "flights"), setting(model, "window", Window))
-    for name in window.all:
+    for chosen, known in ((settings.categorical, CATEGORICAL), (settings.numeric, NUMERIC)):
+        if unknown := [name for name in chosen if name not in known]:
+            raise Problem(f"models.{model}.features names {', '.join(unknown)}; there are {', '.join(known)}")
+    train, validation, holdout = split(partitions(RAW / "flights"), setting(model, "window", Window))
+    shutil.rmtree(Path("data/features") / model, ignore_errors=True)  # what has left the window must not stay
+    for name in [*train, *validation, holdout]:
         table = partition(RAW / "flights" / f"{name}.parquet", settings)
-        write(table, Path("data/features") / model / f"{name}.parquet")
+        table.to_parquet(output("data/features", model, f"{name}.parquet"), index=False)
         print(f"features {model} {name}: {len(table):,} flights", flush=True)
 
 

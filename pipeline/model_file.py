@@ -11,51 +11,51 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import skops.io
-from sklearn.base import BaseEstimator, is_classifier
+from sklearn.base import is_classifier
 
-from pipeline.project import Problem
+from pipeline.project import Problem, one_line
 
+TRUSTED = ("sklearn.", "numpy.dtype")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can tell
 
 
-def _renumber(node: Any, names: dict[str, str], numbers: dict[int, int]) -> Any:
-    """Replace memory addresses by the order of appearance, and note what files are called from now on."""
+def _renumbered(node: Any, files: dict[str, str], numbers: dict[int, int]) -> Any:
+    """The schema with memory addresses replaced by the order of appearance; fills in the files' new names."""
     if isinstance(node, list):
-        return [_renumber(item, names, numbers) for item in node]
+        return [_renumbered(item, files, numbers) for item in node]
     if not isinstance(node, dict):
         return node
-    result = dict(node)
     if "__loader__" in node:
-        address = result.pop("__id__", None)
-        # A constant is shared or not as the interpreter likes; only what can change has an identity.
+        node = dict(node)
+        address = node.pop("__id__", None)
+        # Whether equal constants are one object is the interpreter's affair: only what can change has an identity.
         if address is not None and node["__loader__"] not in ("JsonNode", "TypeNode"):
-            result["__id__"] = numbers.setdefault(address, len(numbers) + 1)
+            node["__id__"] = numbers.setdefault(address, len(numbers) + 1)
         if isinstance(node.get("file"), str):
-            result["file"] = names.setdefault(node["file"], f"{len(names) + 1}{Path(node['file']).suffix}")
-    return {key: _renumber(value, names, numbers) for key, value in result.items()}
+            node["file"] = files.setdefault(node["file"], f"{len(files) + 1}{Path(node['file']).suffix}")
+    return {key: _renumbered(value, files, numbers) for key, value in node.items()}
 
 
-def dumps(model: BaseEstimator) -> bytes:
+def dumps(model: Any) -> bytes:
     """The bytes of a model file: the same for the same model in every process."""
-    names: dict[str, str] = {}
-    target = io.BytesIO()
+    target, files = io.BytesIO(), dict[str, str]()
     with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as source, zipfile.ZipFile(target, "w") as zipped:
-        schema = _renumber(json.loads(source.read("schema.json")), names, {})
+        schema = _renumbered(json.loads(source.read("schema.json")), files, {})
         zipped.writestr(zipfile.ZipInfo("schema.json", EPOCH), json.dumps(schema))
-        for old, new in names.items():
+        for old, new in files.items():
             zipped.writestr(zipfile.ZipInfo(new, EPOCH), source.read(old))
     return target.getvalue()
 
 
-def loads(data: bytes, name: str) -> BaseEstimator:
-    """The model of a file's bytes, whose hash has been checked by now; nothing but scikit-learn's types is in it."""
+def loads(data: bytes, name: str) -> Any:
+    """The model of a file whose hash was checked; it is refused if it holds anything but scikit-learn's types."""
     try:
-        foreign = [kind for kind in skops.io.get_untrusted_types(data=data) if not kind.startswith("sklearn.")]
-        if foreign:
+        types = skops.io.get_untrusted_types(data=data)
+        if foreign := [kind for kind in types if not kind.startswith(TRUSTED)]:
             raise Problem(f"{name} holds {', '.join(foreign)}, which is not scikit-learn's; it is not loaded")
-        return skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
+        return skops.io.loads(data, trusted=types)
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise Problem(f"{name} is no model file: {' '.join(str(error).split())[:200]}; train again") from None
+        raise Problem(f"{name} is no model file: {one_line(error)}; train again") from None
 
 
 def predict(model: Any, table: pd.DataFrame) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow
-import pyarrow.parquet
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -26,7 +24,7 @@ class Strict(BaseModel):
 
 
 class Window(Strict):
-    """How many partitions before the newest (the holdout) are for training (at most) and for validation."""
+    """How many partitions before the newest, the holdout, are for training (at most) and for validation."""
 
     train: PositiveInt
     validation: PositiveInt
@@ -37,10 +35,6 @@ class Split(NamedTuple):
     validation: list[str]
     holdout: str
 
-    @property
-    def all(self) -> list[str]:
-        return [*self.train, *self.validation, self.holdout]
-
 
 class Label(Strict):
     """The column to predict; with `at_least`, whether it reaches that value."""
@@ -50,22 +44,18 @@ class Label(Strict):
     at_least: float | None = None
 
 
-class Columns(Strict):
+class FeatureSettings(Strict):
+    """The features of a model, and how long before scheduled departure they must be known."""
+
+    horizon_minutes: NonNegativeInt
+    key: list[str]
+    label: Label
     categorical: list[str]
     numeric: list[str]
 
     @property
-    def all(self) -> list[str]:
+    def columns(self) -> list[str]:
         return [*self.categorical, *self.numeric]
-
-
-class FeatureSettings(Strict):
-    """Which features a model has, and how long before scheduled departure they must be known."""
-
-    horizon_minutes: int
-    key: list[str]
-    label: Label
-    columns: Columns
 
 
 def setting(model: str, path: str, kind: type[T]) -> T:
@@ -77,12 +67,16 @@ def setting(model: str, path: str, kind: type[T]) -> T:
             value = value[key]
         return TypeAdapter(kind).validate_python(value)
     except (OSError, yaml.YAMLError) as error:
-        raise Problem(f"params.yaml cannot be read: {' '.join(str(error).split())}") from None
+        raise Problem(f"params.yaml cannot be read: {one_line(error)}") from None
     except (KeyError, TypeError):
         raise Problem(f"params.yaml has no {where}; add it") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise Problem(f"params.yaml: {'.'.join([where, *map(str, first['loc'])])}: {first['msg']}") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:240]
 
 
 def partitions(folder: Path) -> list[str]:
@@ -95,46 +89,40 @@ def partitions(folder: Path) -> list[str]:
 
 def split(names: list[str], window: Window) -> Split:
     """Windows relative to the newest partition, so that new data moves them and no parameter does."""
-    rest, holdout = names[:-1], names[-1]
-    train, validation = rest[: -window.validation], rest[-window.validation :]
+    train, validation = names[: -window.validation - 1], names[-window.validation - 1 : -1]
     if not train:
         raise Problem(
-            f"{len(names)} partitions are too few: window.validation is {window.validation}, one more is the holdout "
-            "and at least one must be left to train on; ingest more or lower it"
+            f"{len(names)} partitions are too few: window.validation takes {window.validation}, the holdout one, and "
+            "at least one must be left to train on; ingest more or lower it"
         )
-    return Split(train[-window.train :], validation, holdout)
+    return Split(train[-window.train :], validation, names[-1])
 
 
 def read(paths: list[Path], **options: Any) -> pd.DataFrame:
     """Rows of parquet files, in their order. Raises `Problem` for what is missing or no such file."""
-    try:
-        return pd.concat([pd.read_parquet(path, engine="pyarrow", **options) for path in paths], ignore_index=True)
-    except (OSError, pyarrow.ArrowException) as error:
-        names = ", ".join(map(str, paths))
-        raise Problem(f"cannot read {names}: {' '.join(str(error).split())[:200]}; fetch the data again") from None
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pd.read_parquet(path, engine="pyarrow", **options))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise Problem(f"cannot read {path}: {one_line(error)}; fetch the data again") from None
+    filled = [table for table in tables if len(table)]  # a column without a value would spoil the others' type
+    return pd.concat(filled or tables, ignore_index=True)
 
 
-def write(frame: pd.DataFrame, path: Path) -> None:
-    """The same rows give the same bytes: no index, one schema."""
+def output(*parts: str) -> Path:
+    """The path of an output, its folder made."""
+    path = Path(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(path, engine="pyarrow", index=False)
-
-
-def write_json(value: dict[str, Any], path: Path, **lists: list[dict[str, Any]]) -> None:
-    """Values, and lists with a line for each item: readable, and small in git."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2)
-    for name, items in lists.items():
-        lines = ",\n".join("    " + json.dumps(item) for item in items)
-        text = f'{text[:-2]},\n  "{name}": [\n{lines}\n  ]\n}}'
-    path.write_text(text + "\n", encoding="utf-8")
+    return path
 
 
 def run(stage: Callable[[str], None]) -> None:
     """Run a stage for the model named on the command line; a `Problem` is one line and exit code 1."""
+    name = Path(sys.argv[0]).stem
     if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m {stage.__module__} MODEL")
+        sys.exit(f"usage: python -m pipeline.{name} MODEL")
     try:
         stage(sys.argv[1])
     except Problem as problem:
-        sys.exit(f"{Path(sys.argv[0]).stem} {sys.argv[1]}: {problem}")
+        sys.exit(f"{name} {sys.argv[1]}: {problem}")

@@ -1,44 +1,44 @@
-"""What raw data must look like: the columns, their kinds, ranges and keys. Shares of missing values are in params.yaml."""
+"""What raw data must look like: columns, kinds, ranges, keys. How much may be missing stands in params.yaml."""
 
 from __future__ import annotations
 
-import pandera.pandas as pa
 from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype, is_string_dtype
+from pandera.pandas import Check
 
-AIRPORTS = ["EWR", "JFK", "LGA"]
-TIME = pa.Check(is_datetime64_any_dtype, name="is a timestamp")
-NUMBER = pa.Check(is_numeric_dtype, name="is a number")
-TEXT = pa.Check(is_string_dtype, name="is text")
-
-
-def between(low: float, high: float) -> list[pa.Check]:
-    return [NUMBER, pa.Check.in_range(low, high, name=f"is between {low:g} and {high:g}")]
+TIME = [Check(is_datetime64_any_dtype, name="is a timestamp")]
+TEXT = [Check(is_string_dtype, name="is text")]
 
 
-def at(places: list[str]) -> list[pa.Check]:
-    return [TEXT, pa.Check.isin(places, name=f"is one of {', '.join(places)}")]
+def between(low: float, high: float) -> list[Check]:
+    number = Check(is_numeric_dtype, name="is a number")
+    return [number, Check.in_range(low, high, name=f"is between {low:g} and {high:g}")]
 
 
-COLUMNS: dict[str, dict[str, list[pa.Check]]] = {
+def letters(count: int) -> list[Check]:
+    return [*TEXT, Check.str_length(count, count, name=f"has {count} letters")]
+
+
+ORIGIN = [*TEXT, Check.isin(["EWR", "JFK", "LGA"], name="is one of EWR, JFK, LGA")]
+KEYS = {"flights": ["scheduled_departure", "carrier", "flight", "origin"], "weather": ["origin", "observed"]}
+COLUMNS: dict[str, dict[str, list[Check]]] = {
     "flights": {
-        "scheduled_departure": [TIME],
-        "scheduled_arrival": [TIME],
-        "carrier": [TEXT, pa.Check.str_length(2, 2, name="has two letters")],
+        "scheduled_departure": TIME,
+        "scheduled_arrival": TIME,
+        "carrier": letters(2),
         "flight": between(1, 9999),
-        "tail_number": [TEXT],
-        "origin": at(AIRPORTS),
-        "destination": [TEXT, pa.Check.str_length(3, 3, name="has three letters")],
+        "tail_number": TEXT,
+        "origin": ORIGIN,
+        "destination": letters(3),
         "distance": between(10, 6000),
-        "departure": [TIME],
-        # Nobody leaves more than an hour early: the features' horizon rests on it. Nor is anybody days late.
-        "departure_delay": between(-60, 2880),
-        "arrival": [TIME],
-        "arrival_delay": between(-180, 2880),
+        "departure": TIME,
+        "departure_delay": between(-60, 2880),  # serving rests on nobody leaving more than the horizon early
+        "arrival": TIME,
+        "arrival_delay": between(-180, 2880),  # features.LONGEST rests on it
         "air_time": between(10, 900),
     },
     "weather": {
-        "origin": at(AIRPORTS),
-        "observed": [TIME],
+        "origin": ORIGIN,
+        "observed": TIME,
         "temperature": between(-40, 130),
         "dew_point": between(-60, 100),
         "humidity": between(0, 100),
@@ -50,16 +50,15 @@ COLUMNS: dict[str, dict[str, list[pa.Check]]] = {
         "visibility": between(0, 20),
     },
 }
-KEYS = {"flights": ["scheduled_departure", "carrier", "flight", "origin"], "weather": ["origin", "observed"]}
 
 
-def missing_at_most(share: float) -> pa.Check:
-    return pa.Check(lambda values: values.isna().mean() <= share, name=f"is missing in at most {share:.0%}", ignore_na=False)
+def missing_at_most(share: float) -> Check:
+    return Check(lambda cells: cells.isna().mean() <= share, name=f"is missing in at most {share:.0%}", ignore_na=False)
 
 
-def has_rows(at_least: int, at_most: int) -> pa.Check:
-    return pa.Check(lambda rows: at_least <= len(rows) <= at_most, name=f"has {at_least:,} to {at_most:,} rows")
+def has_rows(at_least: int, at_most: int) -> Check:
+    return Check(lambda rows: at_least <= len(rows) <= at_most, name=f"has {at_least:,} to {at_most:,} rows")
 
 
-def is_unique(key: list[str]) -> pa.Check:
-    return pa.Check(lambda rows: not rows.duplicated(key).any(), name=f"has no two rows of one {', '.join(key)}")
+def is_unique(key: list[str]) -> Check:
+    return Check(lambda rows: not rows.duplicated(key).any(), name=f"has no two rows of one {', '.join(key)}")

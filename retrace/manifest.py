@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from retrace.errors import RetraceError
-from retrace.partition import Partition
 
 LINE = re.compile(r"(?P<path>\S+) (?P<md5>[0-9a-f]{32}) (?P<sha256>[0-9a-f]{64}) (?P<rows>0|[1-9][0-9]*)")
+
+
+@dataclass(frozen=True, order=True)
+class Partition:
+    """A written partition; `path` is relative to the repository's root, as the manifest has it."""
+
+    path: str
+    md5: str
+    sha256: str
+    rows: int
 
 
 class ManifestError(RetraceError):

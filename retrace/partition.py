@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
@@ -14,6 +13,7 @@ import pyarrow.parquet
 from retrace.config import DatasetSettings
 from retrace.errors import RetraceError
 from retrace.hashing import hash_file
+from retrace.manifest import Partition
 
 ROW_GROUP_ROWS = 128 * 1024
 
@@ -28,16 +28,6 @@ ARROW_TYPES = {
 
 class PartitionWriteError(RetraceError):
     """A partition could not be written: disk full, no permission."""
-
-
-@dataclass(frozen=True, order=True)
-class Partition:
-    """A written partition; `path` is relative to the repository's root, as the manifest has it."""
-
-    path: str
-    md5: str
-    sha256: str
-    rows: int
 
 
 def arrow_schema(dataset: DatasetSettings) -> pyarrow.Schema:

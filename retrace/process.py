@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ class ChildDied(RetraceError):
 
 _MESSAGES: dict[str, tuple[type[RetraceError], str]] = {
     "input-edited": (InputEdited, "{what} changed its own input {path}; a stage may only write its outs in dvc.yaml"),
-    "undeclared-write": (UndeclaredWrite, "{what} wrote {path}, which is none of its outs in dvc.yaml; declare it there"),
+    "undeclared-write": (
+        UndeclaredWrite,
+        "{what} wrote {path}, which is none of its outs in dvc.yaml; declare it there",
+    ),
     "dependency-missing": (DependencyMissing, "{what} depends on {path}, which no commit holds and no stage has made"),
     "object-lost": (
         ObjectLost,
@@ -113,7 +117,11 @@ def _endpoint(remote: Remote) -> str | None:
     if "endpointurl" in remote.options:
         return remote.options["endpointurl"]
     region = remote.options.get("region", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com"
+    return (
+        os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+        or f"https://s3.{region}.amazonaws.com"
+    )
 
 
 def run_job(settings: Settings, job: Job, follow: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -191,15 +199,11 @@ def _follow(reading: int, job: Job, follow: Callable[[str], None] | None) -> dic
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     if child.stdin is not None:
-        try:
+        with suppress(BrokenPipeError):
             child.stdin.close()
-        except BrokenPipeError:
-            pass
     child.wait()
 
 

@@ -51,8 +51,10 @@ class Terminal:
             yield
         finally:
             del os.environ[VARIABLE]
-            os.close(writing)
+            # A forked process may hold the descriptor open, so the end is said, not closed.
+            os.write(writing, b"null\n")
             reader.join()
+            os.close(writing)
             self._finished.set()
             ticker.join()
             self._clear()
@@ -67,7 +69,10 @@ class Terminal:
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor) as lines:
             for line in lines:
-                self._show(json.loads(line))
+                message = json.loads(line)
+                if message is None:
+                    return
+                self._show(message)
 
     def _show(self, message: dict[str, Any]) -> None:
         if message["state"] == "start":

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from retrace.errors import RetraceError
 
@@ -96,6 +96,16 @@ class Entry:
     files: Sequence[Artifact] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self._scikit_learn_pins:
+            raise EntryError(f"the lock of {self.tag} pins no scikit-learn: it cannot be served; add it, run make lock")
+        if not self.input_schema:
+            raise EntryError(f"{self.tag} names no input columns: it cannot be served")
+        for name, kind in self.input_schema:
+            if kind not in get_args(FeatureType):
+                known = ", ".join(get_args(FeatureType))
+                raise EntryError(f"column {name} of {self.tag} is of type {kind!r}; MLflow is told one of {known}")
+
     @property
     def tag(self) -> str:
         return f"{self.model}@v{self.number}"
@@ -113,11 +123,12 @@ class Entry:
 
     @property
     def scikit_learn(self) -> str:
-        """The scikit-learn that the model was trained with. Raises `EntryError`."""
-        for requirement in self.requirements:
-            if pinned := _PINNED_SCIKIT_LEARN.match(requirement):
-                return pinned[1]
-        raise EntryError(f"the lock of {self.tag} pins no scikit-learn, so it cannot be served; add it and run make lock")
+        """The scikit-learn that the model was trained with."""
+        return self._scikit_learn_pins[0]
+
+    @property
+    def _scikit_learn_pins(self) -> list[str]:
+        return [pinned[1] for item in self.requirements if (pinned := _PINNED_SCIKIT_LEARN.match(item))]
 
 
 def provenance(

@@ -120,7 +120,6 @@ def read_record(git: Git, version: Version) -> Record:
     environment = EnvironmentLock.of_commit(git, commit)
     metrics = git.read(commit, f"metrics/{model}.json")
     aliases = [alias for (name, alias), held in versions.champions(git).items() if held == version and name == model]
-    pinned = [line.split(" ")[0] for line in environment.requirements.decode().splitlines() if line[:1].isalnum()]
     return Record(
         version=version,
         aliases=tuple(sorted(aliases)),
@@ -130,7 +129,7 @@ def read_record(git: Git, version: Version) -> Record:
         parameters=parameters,
         environment=environment.digest,
         python=environment.python,
-        packages=tuple(pinned),
+        packages=environment.packages,
         stages=_stages(git, commit, model, lock),
         metrics=json.loads(metrics) if metrics else {},
         lock=lock,
@@ -162,7 +161,9 @@ def _stages(git: Git, commit: str, model: str, lock: dict[str, dict[str, Any]]) 
     found = []
     for name, content in zip(names, contents, strict=True):
         if content is None:
-            raise GitError(f"commit {commit[:8]} lacks {event.path(model, name)}: it is not a version that Retrace made")
+            raise GitError(
+                f"commit {commit[:8]} lacks {event.path(model, name)}: it is not a version that Retrace made"
+            )
         told = json.loads(content)
         facts = event.facts_of(content)
         found.append(StageRecord(name, told["run"]["runId"], facts["startedAt"], told["eventTime"], facts))

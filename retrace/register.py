@@ -30,7 +30,9 @@ def snapshot_facts(git: Git, commit: str, model: str) -> dict[str, str]:
     """What the snapshot of a run recorded: code, data, dataThrough, backfill, run."""
     content = git.read(commit, event.path(model, "snapshot"))
     if content is None:
-        raise RetraceError(f"commit {commit[:8]} is not of a retrain of {model}: it has no {event.path(model, 'snapshot')}")
+        raise RetraceError(
+            f"commit {commit[:8]} is not of a retrain of {model}: it has no {event.path(model, 'snapshot')}"
+        )
     return event.facts_of(content)
 
 

@@ -1,21 +1,22 @@
 """A run: one retrain, a ref with one commit per stage. Its first commit is the snapshot where code and data meet.
 
-The snapshot's tree is the code's, with `data/raw` from the branch `data`; its parents are the two. It carries the newest
-version's entries of dvc.lock (with metrics, plots and events) for every model, so that stages whose inputs did not
-change are recognised, and a tag's `dvc checkout` finds every output.
+The snapshot's tree is the code's, with `data/raw` from the branch `data`; its parents are the two. It carries the
+newest version's entries of dvc.lock (with metrics, plots and events) for every model, so that stages whose inputs did
+not change are recognised, and a tag's `dvc checkout` finds every output.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from retrace.config import Params, Settings, parse_params
 from retrace.dvcfiles import LOCK, RAW, entries_of, lock_entries, lock_text, output_md5s
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
-from retrace.versions import newest_versions
+from retrace.versions import newest_versions, versions
 
 DATA_BRANCH = "refs/heads/data"
 THROUGH = "Data-Through"
@@ -64,7 +65,9 @@ class Link:
 
 def chain(git: Git, head: str) -> list[Link]:
     """The commits of a run, from its snapshot to `head`."""
-    form = "%H%x1f%(trailers:key=Retrace-Stage,valueonly,separator=)%x1f%(trailers:key=Retrace-State,valueonly,separator=)"
+    form = (
+        "%H%x1f%(trailers:key=Retrace-Stage,valueonly,separator=)%x1f%(trailers:key=Retrace-State,valueonly,separator=)"
+    )
     links = []
     for line in git.out("log", "--first-parent", f"--format={form}", head, "--").splitlines():
         commit, stage, state = line.split("\x1f")
@@ -110,7 +113,9 @@ def data_commits(git: Git) -> list[DataCommit]:
     if git.resolve(DATA_BRANCH) is None:
         return []
     form = f"%H%x1f%(trailers:key={THROUGH},valueonly,separator=)"
-    lines = (line.split("\x1f") for line in git.out("log", "--first-parent", f"--format={form}", DATA_BRANCH).splitlines())
+    lines = (
+        line.split("\x1f") for line in git.out("log", "--first-parent", f"--format={form}", DATA_BRANCH).splitlines()
+    )
     return [DataCommit(commit, datetime.fromisoformat(through)) for commit, through in lines if through]
 
 
@@ -119,8 +124,10 @@ def data_as_of(git: Git, as_of: datetime | None) -> DataCommit:
     known = data_commits(git)
     if not known:
         raise NoData("there is no data yet: the branch data does not exist; run `retrace ingest --until DATE` first")
-    found = known[0] if as_of is None else max(
-        (data for data in known if data.through <= as_of), key=lambda data: data.through, default=None
+    found = (
+        known[0]
+        if as_of is None
+        else max((data for data in known if data.through <= as_of), key=lambda data: data.through, default=None)
     )
     if found is None:
         first = min(data.through for data in known)
@@ -144,7 +151,7 @@ def with_data(git: Git, code: str, data: str | None) -> dict[str, bytes | str | 
 
 def _carried(git: Git, params: Params) -> dict[str, bytes | str | None]:
     """dvc.lock and the files in git that belong to it, from every model's newest version."""
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     changes: dict[str, bytes | str | None] = {}
     for model, version in newest_versions(git).items():
         if model not in params.models:
@@ -161,9 +168,7 @@ def _carried(git: Git, params: Params) -> dict[str, bytes | str | None]:
     return changes
 
 
-def snapshot(
-    settings: Settings, task: Task, *, as_of: datetime | None = None, backfill: bool = False
-) -> str:
+def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, backfill: bool = False) -> str:
     """Make the first commit of a run, or return the one that an earlier try made.
 
     Raises `NoData`, `UnknownModel`, `ConfigError`, `OriginUnavailable`.
@@ -221,3 +226,14 @@ def snapshot(
             raise
         return chain(mirror, head)[0].commit
     return commit
+
+
+def discard(mirror: Mirror, run: Run) -> None:
+    """Remove the ref of a run that was broken off before it became a version."""
+    head = mirror.fetch_ref(run.ref)
+    if head is None or any(version.run_id == run.run_id for version in versions(mirror, run.model)):
+        return
+    try:
+        mirror.push([RefUpdate(run.ref, ABSENT, head)])
+    except RefMoved:
+        return

@@ -12,8 +12,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import mlflow.models
-import mlflow.pyfunc
+import pandas
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 TRUSTED_PACKAGES = ("sklearn", "numpy", "scipy")
 
@@ -61,11 +62,11 @@ def load_estimator(content: bytes) -> Any:
     kinds = skops.io.get_untrusted_types(data=content)
     foreign = sorted(kind for kind in kinds if not is_trusted(kind))
     if foreign:
-        raise ModelRefused(f"the model file holds {', '.join(foreign)}, which is not from scikit-learn; it was not loaded")
+        raise ModelRefused(f"the model file holds {', '.join(foreign)}, not of scikit-learn; it was not loaded")
     return skops.io.loads(content, trusted=kinds)
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # untyped base class
+class ServedModel(PythonModel):
     """The registered estimator: the positive class's probability of a classifier, the value of a regressor."""
 
     def load_context(self, context: Any) -> None:
@@ -79,11 +80,11 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # untyped b
             classes = ", ".join(map(str, self._estimator.classes_))
             raise ModelRefused(f"the classifier knows the classes {classes}; only two-class models have a positive one")
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """One number a row."""
         if self._classifies:
             return self._estimator.predict_proba(model_input)[:, 1]
         return self._estimator.predict(model_input)
 
 
-mlflow.models.set_model(ServedModel())
+set_model(ServedModel())

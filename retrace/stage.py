@@ -1,7 +1,7 @@
 """Run one DVC stage of a run: the protocol of a stage task.
 
-Given the commit that the previous task ended with: return what an earlier try already made; else check the commit out in
-a workspace, let a child process run the stage in the environment that the commit locks, push the outputs to the DVC
+Given the commit that the previous task ended with: return what an earlier try already made; else check it out in a
+workspace, let a child process run the stage in the environment that the commit locks, push the outputs to the DVC
 remote, then commit, then move the run's ref by compare-and-swap. A failure is committed to the run's ref, too.
 """
 
@@ -154,7 +154,7 @@ def stage_environment(settings: Settings, folder: Path, space: Workspace) -> dic
 
 def recorded_sha256(git: Git, commit: str, model: str) -> dict[str, str]:
     """File path -> sha256 of raw partitions (manifests) and of all that the model's stages made (their events)."""
-    known = {}
+    known: dict[str, str] = {}
     files = git.files(commit)
     manifests = [path for path in files if path.startswith(f"{RAW}/") and path.endswith(".manifest")]
     events = [path for path in files if path.startswith(f"lineage/{model}/")]
@@ -191,7 +191,9 @@ def _files_below(root: Path, path: str) -> dict[str, bytes | str | None]:
 
 
 def _event(call: StageCall, result: dict[str, Any]) -> event.Event:
-    inputs = sorted({event.dataset_name(dep["path"]) for dep in result["lock"].get("deps", ()) if _is_data(dep["path"])})
+    inputs = sorted(
+        {event.dataset_name(dep["path"]) for dep in result["lock"].get("deps", ()) if _is_data(dep["path"])}
+    )
     return event.Event(
         "COMPLETE",
         call.task.lineage_run_id,
@@ -224,7 +226,11 @@ def _publish(mirror: Mirror, call: StageCall, head: str, commit: str) -> str:
         mirror.push([RefUpdate(call.ref, commit, head)])
     except RefMoved:
         winner = next(
-            (link.commit for link in chain(mirror, _head(mirror, call)) if link.stage == call.address and link.state == COMPLETE),
+            (
+                link.commit
+                for link in chain(mirror, _head(mirror, call))
+                if link.stage == call.address and link.state == COMPLETE
+            ),
             None,
         )
         if winner is None or _lock(mirror, winner, call.model) != _lock(mirror, commit, call.model):
@@ -238,7 +244,13 @@ def _lock(git: Git, commit: str, model: str) -> dict[str, dict[str, Any]]:
 
 
 def _commit_failure(
-    settings: Settings, mirror: Mirror, call: StageCall, head: str, space: Workspace, started: datetime, error: RetraceError
+    settings: Settings,
+    mirror: Mirror,
+    call: StageCall,
+    head: str,
+    space: Workspace,
+    started: datetime,
+    error: RetraceError,
 ) -> None:
     """Keep a failure on the run's ref: the FAIL event, and the reports that the stage wrote before it failed."""
     changes: dict[str, bytes | str | None] = {}

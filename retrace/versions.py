@@ -19,7 +19,9 @@ from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message, trail
 CHAMPION = "champion"
 _VERSION = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")
 _ASSIGNMENT = re.compile(r"(?P<model>[a-z][a-z0-9_]*)#(?P<alias>[a-z][a-z0-9_-]*)#(?P<number>[1-9][0-9]*)")
-_FIELDS = "%(refname:strip=2)%1f%(objectname)%1f%(*objectname)%1f%(taggerdate:iso-strict)%1f%(taggername)%1f%(contents)%1e"
+_FIELDS = (
+    "%(refname:strip=2)%1f%(objectname)%1f%(*objectname)%1f%(taggerdate:iso-strict)%1f%(taggername)%1f%(contents)%1e"
+)
 
 
 class UnknownVersion(RetraceError):
@@ -165,9 +167,9 @@ def same_outputs(git: Git, model: str, commit: str, known: Iterable[Version]) ->
     candidates = sorted((version for version in known if version.model == model), key=lambda item: -item.number)
     locks = git.read_many([f"{version.commit}:{LOCK}" for version in candidates])
     for version, lock in zip(candidates, locks, strict=True):
-        if lock is not None and all(needle in lock for needle in needles):
-            if entries_of(lock_entries(lock), model) == own:
-                return version
+        recalls = lock is not None and all(needle in lock for needle in needles)
+        if recalls and entries_of(lock_entries(lock), model) == own:
+            return version
     return None
 
 
@@ -221,5 +223,3 @@ def previous_holder(git: Git, model: str, alias: str = CHAMPION) -> Version:
     if len(stack) > 1:
         return stack[-2]
     raise NothingToRollBackTo(f"{model} has had no other {alias}; name a version with `retrace promote VERSION`")
-
-

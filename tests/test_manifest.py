@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retrace.manifest import ManifestError, format_manifest, parse_manifest, update_manifest
-from retrace.partition import Partition
+from retrace.manifest import ManifestError, Partition, format_manifest, parse_manifest, update_manifest
 
 JUNE = Partition("data/raw/flights/2013-06.parquet", "a" * 32, "b" * 64, 28243)
 JULY = Partition("data/raw/flights/2013-07.parquet", "c" * 32, "d" * 64, 29425)
@@ -59,7 +58,7 @@ def test_refuses_a_malformed_line_and_says_where(line: str) -> None:
 
 @pytest.mark.parametrize("second", ["b.parquet", "a.parquet"])
 def test_refuses_paths_that_stand_twice_or_out_of_order(second: str) -> None:
-    with pytest.raises(ManifestError, match="line 2: .* stands twice or out of order"):
+    with pytest.raises(ManifestError, match=r"line 2: .* stands twice or out of order"):
         parse_manifest(_line("b.parquet") + _line(second), WHERE)
 
 

@@ -17,8 +17,9 @@ import sqlalchemy
 
 from retrace.config import DatasetSettings
 from retrace.errors import RetraceError, TransientError
-from retrace.partition import Partition, PartitionWriteError, write_partition
-from retrace.sources import sql
+from retrace.manifest import Partition
+from retrace.partition import PartitionWriteError, write_partition
+from retrace.sources import sql, values
 from retrace.sources.sql import (
     ColumnMismatch,
     EmptyInterval,
@@ -102,10 +103,24 @@ def test_bytes_depend_neither_on_chunks_nor_on_the_order_of_rows_and_columns(
     assert fetch(url, tmp_path, declared(query=query)) == whole
 
 
+def test_rows_are_read_in_chunks(url: sqlalchemy.URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def record_batch(dataset: DatasetSettings, names: list[str], rows: list[tuple[object, ...]]) -> pyarrow.RecordBatch:
+        sizes.append(len(rows))
+        return values.record_batch(dataset, names, rows)
+
+    monkeypatch.setattr(sql, "record_batch", record_batch)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 2)
+    fetch(url, tmp_path)
+    assert sizes == [2, 2, 1]
+
+
 def test_bounds_are_utc(url: sqlalchemy.URL, tmp_path: Path) -> None:
     east = timezone(timedelta(hours=2))
-    interval = (moment.astimezone(east) for moment in (JUNE, JULY))
-    assert fetch_partition(url, FLIGHTS, *interval, tmp_path, "data/raw/flights/x.parquet") == fetch(url, tmp_path)
+    start, end = JUNE.astimezone(east), JULY.astimezone(east)
+    eastern = fetch_partition(url, FLIGHTS, start, end, tmp_path, "data/raw/flights/x.parquet")
+    assert eastern == fetch(url, tmp_path)
 
 
 def test_what_sqlite_cannot_tell_apart_is_the_same(
@@ -124,7 +139,9 @@ def test_what_sqlite_cannot_tell_apart_is_the_same(
 
 def test_empty_interval(url: sqlalchemy.URL, database: sqlite3.Connection, tmp_path: Path) -> None:
     database.execute("DELETE FROM flights WHERE id = 5")
-    with pytest.raises(EmptyInterval, match=r"^dataset flights has no rows from 2013-07-01 00:00:00 to 2013-08-01") as e:
+    with pytest.raises(
+        EmptyInterval, match=r"^dataset flights has no rows from 2013-07-01 00:00:00 to 2013-08-01"
+    ) as e:
         fetch(url, tmp_path, start=JULY)
     assert "ingest again when the data has arrived" in str(e.value)
     assert not (tmp_path / "data").exists()
@@ -147,7 +164,13 @@ def test_empty_interval(url: sqlalchemy.URL, database: sqlite3.Connection, tmp_p
     ],
 )
 def test_a_value_that_does_not_fit_names_column_and_example(
-    url: sqlalchemy.URL, database: sqlite3.Connection, tmp_path: Path, column: str, kind: str, value: object, example: str
+    url: sqlalchemy.URL,
+    database: sqlite3.Connection,
+    tmp_path: Path,
+    column: str,
+    kind: str,
+    value: object,
+    example: str,
 ) -> None:
     database.execute("DELETE FROM flights WHERE id <> 1")
     if value is not None:
@@ -163,7 +186,7 @@ def test_a_value_that_does_not_fit_names_column_and_example(
 
 def test_missing_and_undeclared_columns_are_named(url: sqlalchemy.URL, tmp_path: Path) -> None:
     columns = {"id": "integer", "name": "string", "at": "timestamp", "tail": "string"}
-    with pytest.raises(ColumnMismatch, match="lacks tail; has undeclared delay, late; make ingest.datasets.flights"):
+    with pytest.raises(ColumnMismatch, match="lacks tail; has undeclared delay, late; make ingest"):
         fetch(url, tmp_path, declared(columns=columns))
     with pytest.raises(ColumnMismatch, match="has twice id"):
         fetch(url, tmp_path, declared(query=QUERY.replace("SELECT", "SELECT id,")))
@@ -220,7 +243,8 @@ def test_a_source_that_is_down_is_tried_again_and_keeps_its_password(tmp_path: P
         url = sqlalchemy.URL.create(driver, "reader", "top secret", "127.0.0.1", unheard.getsockname()[1], "shop")
         with pytest.raises(SourceUnavailable) as error:
             fetch(url, tmp_path)
-    assert "reader:***@127.0.0.1" in str(error.value) and "Connection refused" in str(error.value)
+    assert "reader:***@127.0.0.1" in str(error.value)
+    assert "Connection refused" in str(error.value)
     assert "secret" not in str(error.value)
     assert error.value.__cause__ is None
 
@@ -262,5 +286,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_every_error_is_one_for_users() -> None:
     for error in (ColumnMismatch, EmptyInterval, QueryFailed, SourceRefused, ValueMismatch, PartitionWriteError):
-        assert issubclass(error, RetraceError) and not issubclass(error, TransientError)
+        assert issubclass(error, RetraceError)
+        assert not issubclass(error, TransientError)
     assert issubclass(SourceUnavailable, TransientError)

@@ -31,7 +31,7 @@ def source_url(connection_id: str) -> URL:
             raise
         raise NoConnection(
             f"ingest.connection in params.yaml names {connection_id!r}, which Airflow does not have; "
-            f"add it (airflow connections add {connection_id} --conn-uri URI) or set AIRFLOW_CONN_{connection_id.upper()}"
+            f"add it (airflow connections add {connection_id} ...) or set AIRFLOW_CONN_{connection_id.upper()}"
         ) from None
     return url_of(connection)
 

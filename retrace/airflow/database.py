@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from retrace.airflow.embedded import airflow_home, embedded_database, environment, lineage_file, sqlite_url
+from retrace.airflow.embedded import airflow_home, embedded_database, environment, keys, lineage_file, sqlite_url
 from retrace.errors import RetraceError
 
 STAGES_POOL = "retrace_stages"
@@ -49,7 +49,7 @@ def prepare_embedded(var: Path, slots: int) -> Path:
             target = database.with_suffix(".new") if fresh else database
             if fresh:
                 target.unlink(missing_ok=True)
-            migrate(environment(var, var, os.environ, database=sqlite_url(target)), slots, database_log(var))
+            migrate(environment(var, var, os.environ, sqlite_url(target), keys(var)), slots, database_log(var))
             if fresh:
                 target.replace(database)
             marker.write_text(json.dumps(_state(database)))

@@ -5,8 +5,12 @@ Nothing here imports Airflow, so that the environment can be set before it is: A
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 # Every option that already says where OpenLineage events go: with one of them set, ours is left out.
@@ -36,6 +40,28 @@ def lineage_file(var: Path) -> Path:
 def sqlite_url(database: Path) -> str:
     """The SQLAlchemy address of an SQLite file."""
     return f"sqlite:///{database.absolute()}"
+
+
+def keys(var: Path) -> dict[str, str]:
+    """The two secrets that every process of the embedded Airflow must share, made once.
+
+    Without them each process would make up its own: tasks could not report to the API server, and one process could
+    not read a password that another stored.
+    """
+    path = airflow_home(var) / "keys.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = {
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(32),
+            "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        }
+        draft = path.with_suffix(f".{os.getpid()}")
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
+            json.dump(made, handle)
+        with suppress(FileExistsError):  # of several processes that get here at once, one wins
+            os.link(draft, path)
+        draft.unlink()
+    return dict(json.loads(path.read_text()))
 
 
 def environment(

@@ -75,9 +75,7 @@ def retrain_dag(
     )
     common: dict[str, Any] = {"project": str(project), "model": name, "dag": dag}
     timeout = timedelta(minutes=model.timeout_minutes)
-    tasks: list[RetraceOperator] = [
-        SnapshotOperator(task_id="snapshot", execution_timeout=_ENGINE_TIMEOUT, **common)
-    ]
+    tasks: list[RetraceOperator] = [SnapshotOperator(task_id="snapshot", execution_timeout=_ENGINE_TIMEOUT, **common)]
     for template in templates:
         tasks.append(
             StageOperator(
@@ -90,15 +88,21 @@ def retrain_dag(
                 **common,
             )
         )
-    tasks.append(RegisterOperator(task_id="register", after=tasks[-1].task_id, execution_timeout=_ENGINE_TIMEOUT, **common))
     tasks.append(
-        GateOperator(task_id="gate", after="register", execution_timeout=2 * timeout + _MARGIN, pool=STAGE_POOL, **common)
+        RegisterOperator(task_id="register", after=tasks[-1].task_id, execution_timeout=_ENGINE_TIMEOUT, **common)
+    )
+    tasks.append(
+        GateOperator(
+            task_id="gate", after="register", execution_timeout=2 * timeout + _MARGIN, pool=STAGE_POOL, **common
+        )
     )
     tasks.append(PublishOperator(task_id="publish", after="register", execution_timeout=_ENGINE_TIMEOUT, **common))
     for earlier, later in zip(tasks, tasks[1:], strict=False):
         earlier.set_downstream(later)
+    # Airflow judges a run by its last tasks. `publish` stays one beside the teardown, so that neither hides the other's
+    # failure; and the model's lease is given up without waiting for MLflow.
     cleanup = CleanupOperator(task_id="cleanup", **common).as_teardown(on_failure_fail_dagrun=True)
-    tasks[-1].set_downstream(cleanup)
+    tasks[-2].set_downstream(cleanup)
     return dag
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from pluggy import HookimplMarker
 
 from retrace.airflow.database import prepare_embedded
-from retrace.airflow.embedded import airflow_home, environment, sqlite_url
+from retrace.airflow.embedded import airflow_home, environment, keys, sqlite_url
 from retrace.errors import RetraceError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def airflow(var: Path, dags: Path, *, slots: int = 2) -> Iterator[Mapping[str, D
     gc.disable()
     try:
         with _private_database(var, prepare_embedded(var, slots)) as database:
-            os.environ.update(environment(var, dags, os.environ, database=sqlite_url(database)))
+            os.environ.update(environment(var, dags, os.environ, sqlite_url(database), keys(var)))
             try:
                 yield _load(dags)
             finally:
@@ -179,8 +179,8 @@ def run_dag(
 ) -> RunResult:
     """Run a DAG to its end, in the main thread; `follow` hears of each task.
 
-    `logical_date` is now by default. A first Ctrl-C, SIGTERM or SIGHUP ends the running task through its `on_kill` and
-    its `finally` blocks, and with it the run: no retry, no further task. It is raised as `Interrupted`.
+    `logical_date` is now by default. A first Ctrl-C, SIGTERM or SIGHUP ends the running task through its `finally`
+    blocks and its `on_kill`, and with it the run: no retry, no further task. It is raised as `Interrupted`.
     """
     from airflow.sdk.listener import get_listener_manager
 
@@ -230,8 +230,6 @@ class _Watch:
         if self._received is not None:
             return  # a second Ctrl-C must not break off the cleaning up after the first
         self._received = number
-        if self._task is not None:
-            self._task.on_kill()
         raise Interrupted(number)
 
     def _tell(self, instance: Any, state: TaskState, error: BaseException | str | None = None) -> None:
@@ -266,7 +264,13 @@ class _Watch:
 
     @_hook(trylast=True)
     def before_stopping(self) -> None:
-        """A task has ended, and everybody knows."""
-        self._task = None
+        """A task has ended, and everybody knows.
+
+        `on_kill` comes after the task's `finally` blocks, as with a timeout. In the signal handler it could wait for
+        a lock that the task, stopped right there, holds: `Popen.wait()` takes one.
+        """
         if self._received is not None:
+            if self._task is not None:
+                self._task.on_kill()
             raise Interrupted(self._received)
+        self._task = None

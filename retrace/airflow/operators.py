@@ -75,7 +75,9 @@ class RetraceOperator(BaseOperator):
         """The commit that the previous task handed on. Raises `NoCommit`."""
         value = context["ti"].xcom_pull(task_ids=self.after)
         if not isinstance(value, str) or not is_commit_id(value):
-            raise NoCommit(f"{self.task_id} was given {value!r} by {self.after}, which is no commit; clear {self.after}")
+            raise NoCommit(
+                f"{self.task_id} was given {value!r} by {self.after}, which is no commit; clear {self.after}"
+            )
         return value
 
     def renew_lease(self, settings: Settings, task: Task) -> None:
@@ -133,7 +135,9 @@ class StageOperator(RetraceOperator):
         from retrace.stage import StageCall, log_path, run_stage
 
         self.renew_lease(settings, task)
-        call = StageCall(task=task, ref=task.run.ref, commit=self.given(context), stage=self.stage, timeout=self.timeout)
+        call = StageCall(
+            task=task, ref=task.run.ref, commit=self.given(context), stage=self.stage, timeout=self.timeout
+        )
         result = run_stage(settings, call, self.phase)
         self.done(last_line(log_path(settings, task))[:66] if result.executed else "unchanged, not run")
         return result.commit
@@ -216,5 +220,3 @@ class IngestOperator(RetraceOperator):
             raise AirflowSkipException(f"nothing new up to {until:%Y-%m-%d}")
         context["outlet_events"][DATA_ASSET].extra = {"commit": commits[-1]}
         return commits[-1]
-
-

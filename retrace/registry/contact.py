@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from retrace.errors import RetraceError, TransientError
 from retrace.git import locked
 
 _SQLITE = "sqlite:///"
 _SCHEMES = re.compile(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://")
+_NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 _QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _PASSING = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ABORTED"}
 _CREDENTIALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+# What matters in the long messages of urllib3, libpq and SQLAlchemy.
+_ESSENCE = re.compile(
+    r"Connection refused|Connection reset by peer|timed out|timeout expired|too many \d+ error responses"
+    r"|error code \d+|Name or service not known|(?:password )?authentication failed for user \S+"
+    r"|No space left on device|Permission denied|An error occurred \(\w+\) when calling the \w+ operation"
+)
+_NO_ACCESS = re.compile(r"authentication failed|SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied")
 
 
 class RegistryUnavailable(TransientError):
@@ -51,6 +59,7 @@ def contact(uri: str, patience: float) -> Iterator[None]:
         "PGCONNECT_TIMEOUT": str(max(2, round(patience))),
         "AWS_MAX_ATTEMPTS": "1",
     }
+    os.environ.update(_NO_TELEMETRY)
     with _environment(limits | _QUIET):
         try:
             yield
@@ -75,8 +84,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
+    from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -90,7 +99,7 @@ def explain(error: Exception, uri: str) -> RetraceError:
 
     reason = _reason(error, uri)
     code = error.error_code if isinstance(error, MlflowException) else ""
-    if code in _CREDENTIALS:
+    if code in _CREDENTIALS or _NO_ACCESS.search(reason):
         return RegistryUnavailable(f"MLflow at {address(uri)} does not accept the credentials ({reason}); correct them")
     passing = isinstance(error, (OperationalError, InterfaceError)) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
@@ -104,7 +113,9 @@ def explain(error: Exception, uri: str) -> RetraceError:
 
 def _reason(error: Exception, uri: str) -> str:
     """One short line of an error, without the secrets of the URI."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).partition(" (Background on this error")[0]
+    if essence := _ESSENCE.search(text):
+        text = essence[0]
     for secret in _secrets(uri):
         text = text.replace(secret, "***")
     return text if len(text) <= 300 else f"{text[:300]}…"
@@ -155,9 +166,31 @@ def probe(uri: str) -> None:
 
     if uri.startswith("http"):
         return
-    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    try:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    except ImportError as error:
+        raise RegistryRefused(
+            f"the database driver of {address(uri)} is missing ({error}); install it, or name another one in the"
+            " address, as in postgresql+psycopg2://..."
+        ) from None
     sqlalchemy.inspect(engine).get_table_names()
     engine.dispose()
+
+
+def probe_artifacts(location: str, patience: float) -> None:
+    """One short question to an S3 artifact store: MLflow's own client waits a minute for each answer."""
+    parts = urlsplit(location)
+    if parts.scheme != "s3":
+        return
+    import boto3
+    from botocore.client import Config
+    from botocore.exceptions import ClientError
+
+    config = Config(connect_timeout=patience, read_timeout=patience, retries={"total_max_attempts": 1})
+    client = boto3.client("s3", endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"), config=config)
+    # A refusal is an answer too: whoever may write need not be allowed to look.
+    with suppress(ClientError):
+        client.head_bucket(Bucket=parts.netloc)
 
 
 def _make_sqlite(file: Path) -> None:
@@ -168,16 +201,7 @@ def _make_sqlite(file: Path) -> None:
 
 
 def _open(uri: str) -> None:
-    """MLflow makes missing tables when a client is made; it reports each step, which tells a user nothing."""
-    import logging
-
-    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    """MLflow makes missing tables at its first answer."""
     from mlflow import MlflowClient
 
-    logger = logging.getLogger("mlflow.store.db.utils")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        MlflowClient(uri).search_experiments(max_results=1)
-    finally:
-        logger.setLevel(level)
+    MlflowClient(uri).search_experiments(max_results=1)

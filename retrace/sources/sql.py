@@ -10,7 +10,7 @@ import os
 import socket
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,8 @@ import sqlalchemy.pool
 
 from retrace.config import DatasetSettings
 from retrace.errors import RetraceError, TransientError
-from retrace.partition import Partition, arrow_schema, write_partition
+from retrace.manifest import Partition
+from retrace.partition import arrow_schema, write_partition
 from retrace.sources.values import record_batch
 
 CHUNK_ROWS = 20_000
@@ -78,6 +79,7 @@ def fetch_partition(
     end: datetime,
     root: Path,
     path: str,
+    *,
     silence_seconds: float = SILENCE_SECONDS,
 ) -> Partition:
     """Write the rows of [start, end) to `root / path`.
@@ -106,21 +108,32 @@ class _Source:
     def read(self, silence_seconds: float) -> pyarrow.Table:
         """All rows of the interval, with the declared schema, in the order in which they came."""
         connection = self._connect()
-        with _Patience(connection, silence_seconds) as patience, self._explained(), connection:
-            for statement in _SESSION.get(self.url.get_backend_name(), ()):
-                connection.exec_driver_sql(statement)
-            result = connection.execution_options(yield_per=CHUNK_ROWS).execute(
-                sqlalchemy.text(self.dataset.query), dict(zip(("start", "end"), self.interval, strict=True))
-            )
+        with _Patience(connection, silence_seconds) as patience, self._explained(patience), connection:
+            for setting in _SESSION.get(self.url.get_backend_name(), ()):
+                connection.exec_driver_sql(setting)
+            statement = sqlalchemy.text(self.dataset.query)
+            bounds = dict(zip(("start", "end"), self.interval, strict=True))
+            with self._in_range():
+                result = connection.execution_options(yield_per=CHUNK_ROWS).execute(statement, bounds)
             names = list(result.keys())
             self._check_columns(names)
             batches = []
-            for rows in result.partitions():
+            for rows in self._chunks(result):
                 patience.renew()
                 batches.append(record_batch(self.dataset, names, rows))
         if not batches:
             raise self._empty()
         return pyarrow.Table.from_batches(batches, arrow_schema(self.dataset))
+
+    def _chunks(self, result: sqlalchemy.CursorResult[Any]) -> Iterator[Sequence[sqlalchemy.Row[Any]]]:
+        # The size is said again: without it SQLAlchemy 2.1 makes chunks of one row, `yield_per` or not.
+        chunks = result.partitions(CHUNK_ROWS)
+        while True:
+            with self._in_range():
+                rows = next(chunks, None)
+            if rows is None:
+                return
+            yield rows
 
     def _connect(self) -> sqlalchemy.Connection:
         url, arguments = self.url, {}
@@ -157,14 +170,22 @@ class _Source:
         return self.url.set(database=location, query={**self.url.query, "mode": "rw", "uri": "true"})
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, patience: _Patience) -> Iterator[None]:
         try:
             yield
         except sqlalchemy.exc.DBAPIError as error:
-            detail = self._clean(error.orig)
+            detail = patience.complaint or self._clean(error.orig)
             raise (self._unavailable(detail) if _is_transient(error) else self._failed(detail)) from None
         except sqlalchemy.exc.SQLAlchemyError as error:
             raise self._failed(self._clean(error)) from None
+
+    @contextmanager
+    def _in_range(self) -> Iterator[None]:
+        """Drivers make Python's values, which have narrower bounds: no year before 1 or after 9999."""
+        try:
+            yield
+        except (ValueError, OverflowError) as error:
+            raise self._failed(f"a value is out of Python's range ({self._clean(error)})") from None
 
     def _unavailable(self, detail: str) -> SourceUnavailable:
         return SourceUnavailable(
@@ -221,6 +242,7 @@ class _Patience:
     """Cuts a connection whose server has been silent for too long: a driver would wait for ever on one that hangs."""
 
     def __init__(self, connection: sqlalchemy.Connection, seconds: float) -> None:
+        self.complaint: str | None = None
         self._seconds = seconds
         driver: Any = connection.connection.dbapi_connection
         # A duplicate, so that a descriptor that was closed and given to another file is never cut.
@@ -236,6 +258,7 @@ class _Patience:
 
     def _cut(self) -> None:
         if self._socket is not None:
+            self.complaint = f"nothing came for {self._seconds:g} s"
             with suppress(OSError):  # it may have ended by itself meanwhile
                 self._socket.shutdown(socket.SHUT_RDWR)
 

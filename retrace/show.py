@@ -1,0 +1,127 @@
+"""`retrace log` and `retrace show`: versions and records as text or JSON, from git alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from retrace import versions
+from retrace.config import Settings, UnknownModel
+from retrace.git import Git, Mirror
+from retrace.record import Record, StageRecord, read_record
+from retrace.register import gate_facts
+from retrace.versions import Version
+
+_SHORT = 12
+
+
+def reader(settings: Settings) -> Git:
+    """Where the record is read: the repository itself where it is the origin, else this machine's mirror, fetched."""
+    if Path(settings.origin) == settings.root:
+        return Git(settings.root)
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    return mirror
+
+
+def last_day(through: datetime | None) -> str:
+    """The last day of the data: `Data-Through` is the first moment after it."""
+    return f"{through - timedelta(days=1):%Y-%m-%d}" if through else "?"
+
+
+def _aliases(git: Git) -> dict[str, list[str]]:
+    held: dict[str, list[str]] = {}
+    for (_, alias), version in versions.champions(git).items():
+        held.setdefault(version.name, []).append(alias)
+    return held
+
+
+def log_lines(settings: Settings, model: str | None, as_json: bool) -> Iterator[str]:
+    """A line a version, newest last. Raises `UnknownModel`."""
+    git = reader(settings)
+    known = versions.versions(git)
+    if model is not None:
+        own = [version for version in known if version.model == model]
+        if not own:
+            names = ", ".join(sorted({version.model for version in known})) or "none yet; run `retrace retrain MODEL`"
+            raise UnknownModel(f"no versions of {model!r}; there are versions of {names}")
+        known = own
+    held = _aliases(git)
+    if as_json:
+        yield json.dumps([_summary(version, held.get(version.name, [])) for version in known], indent=1)
+        return
+    if not known:
+        yield "no versions yet; `retrace retrain MODEL` makes the first"
+        return
+    rows = [("VERSION", "MADE", "DATA THROUGH", "HOLDOUT METRICS", "ALIAS")]
+    for version in known:
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in version.metrics.items())
+        made = f"{version.created.astimezone():%Y-%m-%d %H:%M}"
+        rows.append((version.name, made, last_day(version.through), metrics, " ".join(held.get(version.name, []))))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _summary(version: Version, aliases: list[str]) -> dict[str, Any]:
+    return {
+        "version": version.name,
+        "commit": version.commit,
+        "created": version.created.isoformat(),
+        "dataThrough": version.through.isoformat() if version.through else None,
+        "metrics": version.metrics,
+        "aliases": aliases,
+    }
+
+
+def show_lines(settings: Settings, name: str, as_json: bool) -> Iterator[str]:
+    """The whole record of a version. Raises `UnknownVersion`."""
+    git = reader(settings)
+    version = versions.find(git, name)
+    record = read_record(git, version)
+    decision = gate_facts(Mirror.open(settings.mirror, settings.origin), version)
+    if as_json:
+        yield json.dumps(record.as_dict() | {"gate": decision and _gate(decision)}, indent=1, sort_keys=True)
+        return
+    yield from _text(git, record, decision)
+
+
+def _gate(decision: dict[str, Any]) -> dict[str, Any]:
+    return {key: decision[key] for key in ("passed", "promoted", "champion", "findings")}
+
+
+def _text(git: Git, record: Record, decision: dict[str, Any] | None) -> Iterator[str]:
+    version = record.version
+    yield f"{version.name}  {' '.join(record.aliases)}".rstrip()
+    yield f"  commit       {version.commit[:_SHORT]}  made {version.created.astimezone():%Y-%m-%d %H:%M:%S}"
+    yield f"  run          {version.run_id}"
+    subject = git.out("log", "-1", "--format=%s", record.code) if git.has(record.code) else ""
+    yield f"  code         {record.code[:_SHORT]}  {subject[:70]}"
+    yield f"  data         {record.data[:_SHORT]}  through {last_day(version.through)}"
+    for dataset in record.datasets:
+        parts = dataset.partitions
+        span = f"{Path(parts[0].path).stem} .. {Path(parts[-1].path).stem}" if parts else "empty"
+        yield f"    {dataset.name:<10} md5 {dataset.md5:<36}  {len(parts)} partitions {span}, {dataset.rows:,} rows"
+    yield f"  environment  {record.environment[:_SHORT]}  Python {record.python}, {len(record.packages)} packages"
+    yield f"  parameters   {record.parameters_digest[:_SHORT]}"
+    for part, values in record.metrics.items():
+        shown = "  ".join(f"{key} {value:g}" for key, value in values.items())
+        yield f"  {part:<11}  {shown}"
+    yield "  stages"
+    for stage in record.stages:
+        yield from _stage_text(stage)
+    if decision is not None:
+        yield f"  gate         {'promoted' if decision['promoted'] else 'not promoted'}"
+        for finding in decision["findings"]:
+            yield f"    {'+' if finding['passed'] else '-'} {finding['text']}"
+
+
+def _stage_text(stage: StageRecord) -> Iterator[str]:
+    seconds = (datetime.fromisoformat(stage.ended) - datetime.fromisoformat(stage.started)).total_seconds()
+    yield f"    {stage.name:<10} {seconds:6.1f} s  {stage.facts['machine']['processor']}"
+    for output in stage.facts["outputs"]:
+        size = sum(int(file["size"]) for file in output["files"])
+        yield f"      {output['path']:<38} md5 {output['md5']:<36} {size:>12,} bytes"
