@@ -6,7 +6,6 @@ Every feature asks for the state of the world at one moment, `known`: the schedu
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +130,11 @@ def main(model: str) -> None:
         if unknown := [name for name in chosen if name not in known]:
             raise Problem(f"models.{model}.features names {', '.join(unknown)}; there are {', '.join(known)}")
     train, validation, holdout = split(partitions(RAW / "flights"), setting(model, "window", Window))
-    shutil.rmtree(Path("data/features") / model, ignore_errors=True)  # what has left the window must not stay
-    for name in [*train, *validation, holdout]:
+    names = [*train, *validation, holdout]
+    for path in (Path("data/features") / model).glob("*.parquet"):
+        if path.stem not in names:  # it has left the window
+            path.unlink()
+    for name in names:
         table = partition(RAW / "flights" / f"{name}.parquet", settings)
         table.to_parquet(output("data/features", model, f"{name}.parquet"), index=False)
         print(f"features {model} {name}: {len(table):,} flights", flush=True)

@@ -83,7 +83,9 @@ def partitions(folder: Path) -> list[str]:
     """The names of the partitions in a folder, oldest first."""
     names = sorted(path.stem for path in folder.glob("*.parquet"))
     if not names:
-        raise Problem(f"{folder} has no partition; ingest data (retrace ingest) or fetch it (retrace data pull)")
+        raise Problem(
+            f"{folder} has no partition; ingest (retrace ingest), fetch (retrace data pull) or run the stage before"
+        )
     return names
 
 
