@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from projects import ROOT, STAGES, Params, Project, cheap, choose, environment
+from domain import ROOT, STAGES, Params, Project, cheap, choose, environment
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from projects import Project, choose
+from domain import Project, choose
 
 # Rewrites all that became known after a moment, and compares the features of the flights that were asked about before.
 REWRITE = """

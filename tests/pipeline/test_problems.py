@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from projects import Params, Project, cheap, choose
+from domain import Params, Project, cheap, choose
 
 # Runs stages over many wrong params.yaml in one process, and tells what each said.
 TRY = """

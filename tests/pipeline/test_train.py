@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from projects import Params, Project, cheap, environment
+from domain import Params, Project, cheap, environment
 
 
 def result(project: Project, model: str = "late_arrival") -> tuple[bytes, bytes]:
