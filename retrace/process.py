@@ -99,6 +99,9 @@ _MESSAGES: dict[str, tuple[type[RetraceError], str]] = {
 }
 
 
+_DVC_LINES = re.compile(r"ERROR: failed to reproduce|Running stage|(Updating|Generating) lock file|Use `dvc push`|> |--- ")
+
+
 @dataclass(frozen=True)
 class Job:
     """What a child process is to do in a workspace, and how its failures are told."""
@@ -214,7 +217,7 @@ def last_line(log: Path) -> str:
     with open(log, "rb") as handle:
         handle.seek(max(0, log.stat().st_size - 65536))
         lines = [line.strip() for line in handle.read().decode(errors="replace").splitlines()]
-    said = [line for line in lines if line and not re.match(r"(ERROR: failed to reproduce|Running stage|>|---)", line)]
+    said = [line for line in lines if line and not _DVC_LINES.match(line)]
     return said[-1][:300] if said else "no output"
 
 

@@ -10,7 +10,7 @@ from retrace.config import Settings
 from retrace.errors import RetraceError
 from retrace.git import Git, Mirror
 from retrace.lineage import event
-from retrace.runs import THROUGH, Run, chain
+from retrace.runs import THROUGH, Run, chain, params_at
 from retrace.versions import Version
 
 
@@ -64,6 +64,8 @@ def register(settings: Settings, run: Run, commit: str) -> Registered:
         return Registered(equal, new=False)
     facts = snapshot_facts(mirror, commit, run.model)
     metrics = holdout_metrics(mirror, commit, run.model)
+    gated = [rule.metric for rule in params_at(mirror, commit).models[run.model].gate if rule.metric in metrics]
+    metrics = {name: metrics[name] for name in dict.fromkeys((*gated, *metrics))}
     shown = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
     trailers = {
         "Retrace-Run": run.run_id,
@@ -71,7 +73,7 @@ def register(settings: Settings, run: Run, commit: str) -> Registered:
         "Retrace-Code": facts["code"],
         "Retrace-Data": facts["data"],
         THROUGH: facts["dataThrough"],
-        "Retrace-Metrics": json.dumps(metrics, sort_keys=True),
+        "Retrace-Metrics": json.dumps(metrics),
     }
     version = versions.create(mirror, run.model, commit, shown, trailers)
     return Registered(version, new=True)

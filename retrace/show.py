@@ -16,6 +16,7 @@ from retrace.register import gate_facts
 from retrace.versions import Version
 
 _SHORT = 12
+_SHOWN_METRICS = 2  # the gate's come first; `retrace show` has them all
 
 
 def reader(settings: Settings) -> Git:
@@ -58,7 +59,7 @@ def log_lines(settings: Settings, model: str | None, as_json: bool) -> Iterator[
         return
     rows = [("VERSION", "MADE", "DATA THROUGH", "HOLDOUT METRICS", "ALIAS")]
     for version in known:
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in version.metrics.items())
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(version.metrics.items())[:_SHOWN_METRICS])
         made = f"{version.created.astimezone():%Y-%m-%d %H:%M}"
         rows.append((version.name, made, last_day(version.through), metrics, " ".join(held.get(version.name, []))))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
