@@ -99,7 +99,7 @@ _MESSAGES: dict[str, tuple[type[RetraceError], str]] = {
 }
 
 
-_DVC_LINES = re.compile(r"ERROR: failed to reproduce|Running stage|(Updating|Generating) lock file|Use `dvc push`|> |--- ")
+_DVC_LINES = re.compile(r"ERROR: failed|Running stage|(Updating|Generating) lock file|Use `dvc push`|> |--- ")
 
 
 @dataclass(frozen=True)
