@@ -119,12 +119,19 @@ def sync(model: Annotated[str | None, typer.Argument()] = None) -> None:
 @data_app.command("pull")
 def data_pull() -> None:
     """Bring the newest raw data into this checkout, so that `dvc repro` works here."""
-    from retrace.git import Git
     from retrace.ingest import pull_data
 
+    for path in pull_data(_settings()):
+        print(f"{path} is here")
+
+
+@app.command()
+def environment() -> None:
+    """Make the stages' environment of this checkout if need be, and print the folder of its commands."""
+    from retrace.environment import EnvironmentLock, ensure
+
     settings = _settings()
-    for path in pull_data(settings, Git(settings.root)):
-        print(f"{path} is here; `dvc repro` runs the pipeline on it")
+    print(ensure(EnvironmentLock.of_folder(settings.root), settings.environments) / "bin")
 
 
 @app.command()

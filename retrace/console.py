@@ -25,9 +25,6 @@ from retrace.show import log_lines, show_lines
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
-IN_PROCESS = "retrace_process"
-
-
 class StepFailed(RetraceError):
     """A step of the demo failed; its own message has been shown."""
 
@@ -106,7 +103,7 @@ def run_ingest(settings: Settings, until: datetime | None, since: datetime | Non
 
 def _ingest(running: Session, until: datetime, since: datetime | None) -> bool:
     running.terminal.line(f"ingest up to {until:%Y-%m-%d}")
-    conf = {IN_PROCESS: lease.this_process(), "until": until.isoformat()}
+    conf = {lease.IN_PROCESS: lease.this_process(), "until": until.isoformat()}
     return running.run("ingest", conf | ({"since": since.isoformat()} if since else {}))
 
 
@@ -128,7 +125,7 @@ def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
     when = _wait_or_resume(running, model, as_of)
     running.terminal.line(f"retrain {model}" + (f" as of {as_of:%Y-%m-%d}" if as_of else ""))
     run = Run(model, f"manual__{when.isoformat()}")
-    conf = {IN_PROCESS: lease.this_process(), "as_of": as_of.isoformat() if as_of else None}
+    conf = {lease.IN_PROCESS: lease.this_process(), "as_of": as_of.isoformat() if as_of else None}
     try:
         return running.run(model, conf, when)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +59,22 @@ class EnvironmentLock:
     @classmethod
     def of_commit(cls, git: Git, commit: str) -> EnvironmentLock:
         """Read the lock of a commit. Raises `EnvironmentFailed`."""
-        requirements, version = git.read(commit, REQUIREMENTS), git.read(commit, PYTHON_VERSION)
+        return cls._of(lambda path: git.read(commit, path), f"commit {commit[:8]}")
+
+    @classmethod
+    def of_folder(cls, root: Path) -> EnvironmentLock:
+        """Read the lock of a checkout as it is now. Raises `EnvironmentFailed`."""
+        return cls._of(lambda path: (root / path).read_bytes() if (root / path).is_file() else None, str(root))
+
+    @classmethod
+    def _of(cls, read: Callable[[str], bytes | None], where: str) -> EnvironmentLock:
+        requirements, version = read(REQUIREMENTS), read(PYTHON_VERSION)
         if requirements is None or version is None:
             missing = REQUIREMENTS if requirements is None else PYTHON_VERSION
-            raise EnvironmentFailed(
-                f"commit {commit[:8]} has no {missing}, which locks the stages' environment; add it"
-            )
+            raise EnvironmentFailed(f"{where} has no {missing}, which locks the stages' environment; add it")
         python = version.decode().strip()
         if not re.fullmatch(r"\d+\.\d+(\.\d+)?", python):
-            raise EnvironmentFailed(f"{PYTHON_VERSION} of commit {commit[:8]} is {python!r}; write a version like 3.11")
+            raise EnvironmentFailed(f"{PYTHON_VERSION} of {where} is {python!r}; write a version like 3.11")
         return cls(python, requirements)
 
 

@@ -16,12 +16,21 @@ from retrace import manifest
 from retrace.config import IngestSettings, Params, Settings
 from retrace.dvcfiles import RAW, pointer_md5
 from retrace.errors import RetraceError
-from retrace.git import ABSENT, Git, Mirror, RefUpdate, message
+from retrace.git import ABSENT, Mirror, RefUpdate, message
 from retrace.intervals import Interval, intervals
 from retrace.lineage import event
 from retrace.manifest import Partition
 from retrace.process import Job, run_job
-from retrace.runs import DATA_BRANCH, THROUGH, code_commit, data_commits, params_at, with_data
+from retrace.runs import (
+    DATA_BRANCH,
+    THROUGH,
+    code_commit,
+    data_as_of,
+    data_commits,
+    params_at,
+    raw_files,
+    with_data,
+)
 from retrace.workspace import Workspace, workspace
 
 Fetch = Callable[[IngestSettings, str, Interval, Path, str], Partition]
@@ -193,29 +202,23 @@ class _Step:
         ).as_json()
 
 
-def pull_data(settings: Settings, git: Git) -> list[str]:
-    """Give a developer's checkout the newest raw data: pointers, manifests and files, none of them dirt for git.
+def pull_data(settings: Settings) -> list[str]:
+    """Give a developer's checkout the newest raw data: pointers and files, which `dvc repro` needs.
 
-    Returns the paths of the datasets. Raises `NoData` when there is none.
+    The pointers are not committed to `main`, and are left unignored because DVC refuses an ignored one. Returns the
+    paths of the datasets. Raises `NoData` when there is none.
     """
-    from retrace.runs import data_as_of, raw_files
-
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     data = data_as_of(mirror, None)
     files = raw_files(mirror, data.commit)
-    exclude = Path(git.out("rev-parse", "--path-format=absolute", "--git-path", "info/exclude"))
-    exclude.parent.mkdir(parents=True, exist_ok=True)
-    known = exclude.read_text().splitlines() if exclude.exists() else []
-    added = [line for line in (f"/{RAW}/*.manifest",) if line not in known]
-    if added:
-        exclude.write_text("\n".join([*known, *added, ""]))
     shas: dict[str, str] = {}
     for path in files:
         content = mirror.read(data.commit, path)
         assert content is not None
-        (settings.root / path).write_bytes(content)
-        if path.endswith(".manifest"):
+        if path.endswith(".dvc"):
+            (settings.root / path).write_bytes(content)
+        else:
             shas |= {row.path: row.sha256 for row in manifest.parse_manifest(content.decode(), path)}
     paths = sorted(path.removesuffix(".dvc") for path in files if path.endswith(".dvc"))
     request = {"operation": "bring", "paths": paths, "sha256": shas}

@@ -17,6 +17,8 @@ from retrace.config import Settings
 from retrace.errors import TransientError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate
 
+IN_PROCESS = "retrace_process"  # the key in a DAG run's conf that names the one process that the run lives in
+
 
 class ModelBusy(TransientError):
     """Another retrain of the model is under way."""

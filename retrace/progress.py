@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 VARIABLE = "RETRACE_PROGRESS_FD"
+_WIDTH = 72
 
 
 def tell(model: str, step: str, state: str, text: str = "", log: Path | None = None) -> None:
@@ -85,7 +87,10 @@ class Terminal:
         seconds = time.monotonic() - self._since if self._step is not None else 0.0
         self._step = None
         mark = "  " if message["state"] == "done" else "! "
-        self.line(f"  {mark}{message['step']:<9} {message['text']:<66} {seconds:6.1f} s".rstrip())
+        first, *more = textwrap.wrap(message["text"], _WIDTH, break_long_words=False, break_on_hyphens=False) or [""]
+        self.line(f"  {mark}{message['step']:<9} {first:<{_WIDTH}} {seconds:6.1f} s")
+        for text in more:
+            self.line(f"{'':<14}{text}")
 
     def _tick(self) -> None:
         while self._live and not self._finished.wait(0.2):
@@ -96,7 +101,7 @@ class Terminal:
             with self._lock:
                 seconds = time.monotonic() - self._since
                 self._clear()
-                self._stream.write(f"\r    {step['step']:<9} {said[:66]:<66} {seconds:6.1f} s")
+                self._stream.write(f"\r    {step['step']:<9} {said[:_WIDTH]:<{_WIDTH}} {seconds:6.1f} s")
                 self._stream.flush()
 
     def _clear(self) -> None:

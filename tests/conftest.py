@@ -20,10 +20,31 @@ def empty_project(tmp_path: Path, environments: Path) -> Project:
     return Project.make(tmp_path / "project", environments)
 
 
-@pytest.fixture
-def project(empty_project: Project) -> Project:
-    """The toy project with January to March 2013 ingested."""
+@pytest.fixture(scope="session")
+def ingested(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Project:
+    """What `project` is a copy of; nobody's to change."""
+    project = Project.make(tmp_path_factory.mktemp("ingested") / "project", environments)
     for month in ("2013-01", "2013-02", "2013-03"):
-        empty_project.fill(month)
-    empty_project.ingest("2013-04-01")
-    return empty_project
+        project.fill(month)
+    project.ingest("2013-04-01")
+    return project
+
+
+@pytest.fixture
+def project(ingested: Project, tmp_path: Path) -> Project:
+    """The toy project with January to March 2013 ingested."""
+    return ingested.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def with_a_version(ingested: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """What `trained` is a copy of; nobody's to change."""
+    project = ingested.copy(tmp_path_factory.mktemp("trained") / "project")
+    project.retrain("alpha", "first")
+    return project
+
+
+@pytest.fixture
+def trained(with_a_version: Project, tmp_path: Path) -> Project:
+    """The toy project with alpha@v1, which is champion, made by the run `first`."""
+    return with_a_version.copy(tmp_path / "project")

@@ -70,6 +70,11 @@ class Project:
         project.commit("project")
         return project
 
+    def copy(self, root: Path) -> Project:
+        """The same project with all its state in another folder."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Project(root, Settings.load(root, {}))
+
     @property
     def mirror(self) -> Mirror:
         mirror = Mirror.open(self.settings.mirror, self.settings.origin)
@@ -132,8 +137,10 @@ class Project:
         task = self.task(model, run_id, "snapshot")
         return runs.snapshot(self.settings, task, as_of=day(as_of) if as_of else None, backfill=backfill)
 
-    def stage(self, model: str, run_id: str, name: str, commit: str, timeout: float = 300.0) -> stage.StageResult:
-        task = self.task(model, run_id, name)
+    def stage(
+        self, model: str, run_id: str, name: str, commit: str, timeout: float = 300.0, attempt: int = 1
+    ) -> stage.StageResult:
+        task = self.task(model, run_id, name, attempt)
         call = stage.StageCall(task=task, ref=task.run.ref, commit=commit, stage=name, timeout=timeout)
         return stage.run_stage(self.settings, call)
 

@@ -12,11 +12,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from retrace.config import Settings
 from retrace.errors import RetraceError, TransientError
 from retrace.git import Mirror, is_commit_id
+from retrace.lease import IN_PROCESS
 from retrace.progress import tell
 from retrace.runs import Run, Task
 
 DATA_ASSET = Asset(name="retrace_data", uri="retrace://data/raw")
-IN_PROCESS = "retrace_process"
 
 
 class NoCommit(RetraceError):
@@ -139,7 +139,7 @@ class StageOperator(RetraceOperator):
             task=task, ref=task.run.ref, commit=self.given(context), stage=self.stage, timeout=self.timeout
         )
         result = run_stage(settings, call, self.phase)
-        self.done(last_line(log_path(settings, task))[:66] if result.executed else "unchanged, not run")
+        self.done(last_line(log_path(settings, task))[:100] if result.executed else "unchanged, not run")
         return result.commit
 
 

@@ -84,8 +84,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
-    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -211,6 +211,7 @@ class Registry:
             tags=entry.tags,
             description=f"{entry.tag} = commit {entry.commit}",
             model_id=logged_model.model_id,
+            await_creation_for=0,
         )
         if int(made.version) != entry.number:
             # MLflow does not show deleted versions, and never gives their numbers again.
