@@ -8,6 +8,7 @@ started here is killed, so a stage never outlives a task that was killed with -9
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -24,8 +25,11 @@ from urllib.parse import urlsplit
 
 from retrace.hashing import FileHash, hash_file
 
-_PROBE_SECONDS = 2.0
+# A server that hangs is given up after three questions of three seconds each.
+_PROBE_TIMEOUT = 3.0
 _PROBE_FAILURES = 3
+_PROBE_PAUSE = 2.0
+_PROBE_PAUSE_AFTER_FAILURE = 1.0
 
 
 class Failure(Exception):
@@ -61,7 +65,7 @@ def _answers(url: str) -> bool:
     """Whether anything at all answers HTTP at the address: an error status is a sign of life, too."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=5)
+    connection = kind(parts.hostname or "", parts.port, timeout=_PROBE_TIMEOUT)
     try:
         connection.request("HEAD", "/")
         connection.getresponse()
@@ -87,7 +91,7 @@ def _watched(endpoint: str | None, shown: str, reporter: Reporter) -> Iterator[N
             if failures >= _PROBE_FAILURES and not done.is_set():
                 reporter.say({"error": "remote-unavailable", "remote": shown, "reason": "the server does not answer"})
                 os.killpg(0, signal.SIGKILL)
-            done.wait(_PROBE_SECONDS)
+            done.wait(_PROBE_PAUSE_AFTER_FAILURE if failures else _PROBE_PAUSE)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -136,20 +140,30 @@ class Store:
             return Failure("remote-refused", remote=self.shown, reason=reason)
         return Failure("remote-failed", remote=self.shown, reason=f"{type(error).__name__}: {reason}")
 
-    def directory(self, oid: str) -> list[tuple[str, str]]:
+    def directory(self, path: str, oid: str) -> list[tuple[str, str]]:
         """(relative path, md5) of each file of a directory object, from the cache or the remote."""
-        path = self.cache.oid_to_path(oid)
-        if not os.path.exists(path):
-            content = self.remote.fs.cat_file(self.remote.oid_to_path(oid))
+        place = Path(self.cache.oid_to_path(oid))
+        content = place.read_bytes() if place.exists() else b""
+        if not _is_directory(content, oid):
+            content = self._fetch_directory(path, oid)
+            place.unlink(missing_ok=True)
             self.cache.add_bytes(oid, content)
-        with open(path, "rb") as handle:
-            return [(str(entry["relpath"]), str(entry["md5"])) for entry in json.load(handle)]
+        return [(str(entry["relpath"]), str(entry["md5"])) for entry in json.loads(content)]
+
+    def _fetch_directory(self, path: str, oid: str) -> bytes:
+        try:
+            content: bytes = self.remote.fs.cat_file(self.remote.oid_to_path(oid))
+        except FileNotFoundError:
+            raise Failure("object-lost", remote=self.shown, path=path, md5=oid, count="1") from None
+        if not _is_directory(content, oid):
+            raise Failure("object-corrupt", where=self.shown, path=path, md5=oid)
+        return content
 
     def contents(self, path: str, oid: str) -> dict[str, str]:
         """File path -> md5 for a tracked file or directory."""
         if not oid.endswith(".dir"):
             return {path: oid}
-        return {f"{path}/{name}": md5 for name, md5 in self.directory(oid)}
+        return {f"{path}/{name}": md5 for name, md5 in self.directory(path, oid)}
 
     def absent(self, odb: Any, oids: set[str]) -> set[str]:
         """Which of the objects a cache or remote does not have; asks afresh."""
@@ -220,9 +234,12 @@ class Store:
         with self.reached():
             files = {name: md5 for path, oid in made.items() for name, md5 in self.contents(path, oid).items()}
             oids = {*files.values(), *made.values()}
-            if not self.absent(self.remote, oids):
+            absent = self.absent(self.remote, oids)
+            if not absent:
                 return
+            self._refuse_lost(self.absent(self.cache, absent), {**files, **made})
             self.repo.push([address])
+            # DVC takes a directory whose .dir object is there for complete.
             for oid in self.absent(self.remote, set(files.values())):
                 self.remote.add(self.cache.oid_to_path(oid), self.cache.fs, oid)
             self._refuse_lost(self.absent(self.remote, oids), {**files, **made})
@@ -235,6 +252,10 @@ class Store:
                 return False
             files = {md5 for path, oid in made.items() for md5 in self.contents(path, oid).values()}
             return not self.absent(self.remote, self.absent(self.cache, files))
+
+
+def _is_directory(content: bytes, oid: str) -> bool:
+    return f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir" == oid
 
 
 def _snapshot() -> dict[str, tuple[int, ...]]:
@@ -360,10 +381,21 @@ class StageRun:
             while cause is not None and not isinstance(cause, StageCmdFailedError):
                 cause = cause.__cause__
             if cause is None:
-                raise _disk_full(error) or error from error
+                raise self._explained(error) from error
             code = re.search(r"exited with (-?\d+)$", str(cause))
             raise Failure("stage-failed", code=code.group(1) if code else "1") from error
         self.stage = self.repo.stage.get_target(self.request["address"])
+
+    def _explained(self, error: Exception) -> Exception:
+        from dvc.output import OutputDoesNotExistError
+
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OutputDoesNotExistError):
+                missing = [path for path in self.outputs if not os.path.exists(path)]
+                return Failure("output-missing", path=(missing or self.outputs)[0])
+            cause = cause.__cause__
+        return _disk_full(error) or error
 
     def refuse_side_effects(self, before: dict[str, tuple[int, ...]]) -> None:
         """A stage may write its outputs and nothing else in the workspace."""
@@ -424,7 +456,7 @@ def _add_partitions(repo: Any, store: Store, request: dict[str, Any], reporter: 
         pointer = Path(f"{directory}.dvc")
         if pointer.exists():
             with store.reached():
-                store.directory(repo.find_outs_by_path(directory)[0].hash_info.value)
+                store.directory(directory, repo.find_outs_by_path(directory)[0].hash_info.value)
         reporter.phase(f"add {directory}")
         repo.add(paths if pointer.exists() else [directory])
     pointers = {}

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,12 +53,29 @@ def session(settings: Settings, mirror: Mirror) -> Iterator[Session]:
     """Start Airflow here, quietly, with its own output in a log file."""
     from retrace.airflow.inprocess import airflow, quiet
 
-    embedded_environment(settings, params_at(mirror, code_commit(settings, mirror)))
+    code = code_commit(settings, mirror)
+    embedded_environment(settings, params_at(mirror, code))
+    os.environ["RETRACE_ROOT"] = str(settings.root)
     log = settings.logs / "airflow.log"
-    with quiet(log) as stream:
+    with dag_files(settings, mirror, code) as folder, quiet(log) as stream:
         terminal = Terminal(stream)
-        with terminal.listening(), airflow(settings.var, settings.root / "dags", slots=settings.stage_slots) as dags:
+        with terminal.listening(), airflow(settings.var, folder, slots=settings.stage_slots) as dags:
             yield Session(settings, mirror, terminal, dags, log)
+
+
+@contextmanager
+def dag_files(settings: Settings, mirror: Mirror, code: str) -> Iterator[Path]:
+    """The folder `dags` as the commit has it, with its params.yaml and dvc.yaml: what is not committed takes no part."""
+    settings.var.mkdir(parents=True, exist_ok=True)
+    wanted = [path for path in mirror.files(code) if path.startswith("dags/") or path in ("params.yaml", "dvc.yaml")]
+    with tempfile.TemporaryDirectory(prefix="dags-", dir=settings.var) as name:
+        for path in wanted:
+            content = mirror.read(code, path)
+            assert content is not None
+            target = Path(name) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        yield Path(name) / "dags"
 
 
 def embedded_environment(settings: Settings, params: Params) -> None:
@@ -122,7 +140,7 @@ def run_retrain(settings: Settings, models: list[str], as_of: datetime | None) -
 
 def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
     mirror = running.mirror
-    when = _wait_or_resume(running, model, as_of)
+    when = _wait_for_turn(running, model, as_of)
     running.terminal.line(f"retrain {model}" + (f" as of {as_of:%Y-%m-%d}" if as_of else ""))
     run = Run(model, f"manual__{when.isoformat()}")
     conf = {lease.IN_PROCESS: lease.this_process(), "as_of": as_of.isoformat() if as_of else None}
@@ -134,20 +152,35 @@ def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
         raise
 
 
-def _wait_or_resume(running: Session, model: str, as_of: datetime | None) -> datetime:
-    """Wait for another retrain of the model; the date of a run of this machine that was killed, to go on with it."""
+def _wait_for_turn(running: Session, model: str, as_of: datetime | None) -> datetime:
+    """Take the model's lease, after another retrain of it if there is one; the date of the run that now holds it.
+
+    It is the date of a run of this machine that was killed, to go on with it, or else now.
+    """
     told = False
-    while (held := lease.holder(running.mirror, model)) is not None and not held[1].free():
-        if not told:
+    while True:
+        held = lease.holder(running.mirror, model)
+        if held is None or held[1].free():
+            killed = _killed_run(running, held[1], model, as_of) if held is not None else None
+            when = killed or datetime.now(UTC)
+            with suppress(lease.ModelBusy):  # somebody was faster: wait for them
+                run_id = f"manual__{when.isoformat()}"
+                lease.take(running.settings, running.mirror, model, run_id, lease.this_process())
+                if killed is not None:
+                    running.terminal.line(f"going on with {run_id}, which was killed")
+                return when
+        elif not told:
             running.terminal.line(
                 f"{model} is being retrained by {held[1].run_id}; waiting for it to end (Ctrl-C to leave)"
             )
             told = True
         time.sleep(1)
-    if held is not None and held[1].process is not None and _same_inputs(running, Run(model, held[1].run_id), as_of):
-        running.terminal.line(f"going on with {held[1].run_id}, which was killed")
-        return datetime.fromisoformat(held[1].run_id.removeprefix("manual__"))
-    return datetime.now(UTC)
+
+
+def _killed_run(running: Session, held: lease.Lease, model: str, as_of: datetime | None) -> datetime | None:
+    if held.process is None or not _same_inputs(running, Run(model, held.run_id), as_of):
+        return None
+    return datetime.fromisoformat(held.run_id.removeprefix("manual__"))
 
 
 def _same_inputs(running: Session, run: Run, as_of: datetime | None) -> bool:

@@ -109,19 +109,16 @@ class Git:
                 if not key.startswith("GIT_") or key.startswith(("GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_CONFIG"))
             }
             kept |= {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-            if (
-                self.directory.exists()
-                and subprocess.run(
-                    ["git", "-C", str(self.directory), "config", "user.email"],
-                    capture_output=True,
-                    env=kept,
-                    check=False,
-                ).returncode
-            ):
+            if self.directory.exists() and not self._has_identity(kept):
                 for role in ("AUTHOR", "COMMITTER"):
                     kept |= {f"GIT_{role}_{key}": value for key, value in _IDENTITY.items()}
             self._environment = kept
         return self._environment
+
+    def _has_identity(self, environment: Mapping[str, str]) -> bool:
+        command = ["git", "-C", str(self.directory), "config", "--get-regexp", r"^user\.(name|email)$"]
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        return len({line.split()[0] for line in done.stdout.splitlines()}) == 2
 
     def resolve(self, revision: str) -> str | None:
         """The id of the commit that a revision names, or None."""
@@ -251,11 +248,12 @@ class Mirror(Git):
     def fetch(self, *refspecs: str) -> None:
         """Fetch into the mirror. Raises `OriginUnavailable`, or `TagMoved` when a tag is not what it was."""
         with locked(self.directory / "fetch.lock"):
-            done = self._remote(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.origin, *refspecs])
+            # Not --quiet: it would hide which tag was rejected, and why.
+            done = self._remote(["fetch", "--no-tags", "--no-write-fetch-head", self.origin, *refspecs])
         if done.returncode == 0:
             return
         text = done.stderr.decode(errors="replace")
-        moved = re.search(r"rejected\]?\s+(\S+)", text)
+        moved = re.search(r"rejected\]\s+(\S+)", text)
         if "would clobber existing tag" in text:
             raise TagMoved(
                 f"the tag {moved.group(1) if moved else ''} was moved in {without_credentials(self.origin)}: versions "
@@ -283,14 +281,27 @@ class Mirror(Git):
         if done.returncode == 0:
             return
         text = (done.stdout + done.stderr).decode(errors="replace")
-        if "stale info" in text or "rejected" in text or "failed to update ref" in text or "cannot lock ref" in text:
-            if "denyCurrentBranch" in text or "branch is currently checked out" in text:
-                raise GitError(
-                    f"{updates[0].ref} is checked out in {self.origin}: that branch belongs to Retrace; "
-                    "switch to another one (git switch main) and run this again"
-                )
-            raise RefMoved(f"{', '.join(update.ref for update in updates)} moved in the meantime; nothing was changed")
+        names = ", ".join(update.ref for update in updates)
+        if "branch is currently checked out" in text:
+            raise GitError(
+                f"{names} is checked out in {self.origin}: that branch belongs to Retrace; "
+                "switch to another one (git switch main) and run this again"
+            )
+        if "rejected]" in text:
+            self._refuse_moved(updates, names)
+        declined = re.search(r"\[remote rejected\] \((.*(?:declined|denied|prohibited).*)\)", text)
+        if declined:
+            raise GitError(
+                f"the git origin {without_credentials(self.origin)} refuses {names}: {declined.group(1)}; "
+                "its rules must let Retrace write there"
+            )
         raise self._unavailable("push to", done)
+
+    def _refuse_moved(self, updates: Sequence[RefUpdate], names: str) -> None:
+        """Whether a rejection was a lost race is for the refs to say: git's reasons differ by server and version."""
+        found = self.remote_refs(*(update.ref for update in updates))
+        if any(found.get(update.ref, ABSENT) != update.old for update in updates):
+            raise RefMoved(f"{names} moved in the meantime; nothing was changed")
 
 
 @contextmanager

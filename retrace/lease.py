@@ -80,7 +80,8 @@ def take(settings: Settings, mirror: Mirror, model: str, run_id: str, process: s
     old = ABSENT
     if held is not None:
         old, lease = held
-        if lease.run_id != run_id and not lease.free():
+        other = lease.run_id != run_id or (process is not None and lease.process not in (None, process))
+        if other and not lease.free():
             raise ModelBusy(f"{model} is being retrained by {lease.run_id}; wait for it to end")
         process = process or (lease.process if lease.run_id == run_id else None)
     until = datetime.now(UTC) + timedelta(minutes=settings.lease_minutes)

@@ -37,6 +37,10 @@ class UndeclaredWrite(RetraceError):
     """The stage wrote outside its declared outputs."""
 
 
+class OutputMissing(RetraceError):
+    """The stage's program ended well and did not write what dvc.yaml declares."""
+
+
 class DependencyMissing(RetraceError):
     """A dependency is in no commit and is made by nothing."""
 
@@ -75,7 +79,15 @@ _MESSAGES: dict[str, tuple[type[RetraceError], str]] = {
         UndeclaredWrite,
         "{what} wrote {path}, which is none of its outs in dvc.yaml; declare it there",
     ),
-    "dependency-missing": (DependencyMissing, "{what} depends on {path}, which no commit holds and no stage has made"),
+    "output-missing": (
+        OutputMissing,
+        "{what} did not write {path}, which dvc.yaml declares; write it, or take it out there",
+    ),
+    "dependency-missing": (
+        DependencyMissing,
+        "{what} depends on {path}, which no commit holds and no stage has made; add it to git, or to the outs of a "
+        "stage in dvc.yaml",
+    ),
     "object-lost": (
         ObjectLost,
         "{path} (md5 {md5}) is neither in this machine's cache nor in the DVC remote {remote}; {count} missing in all; "
@@ -155,8 +167,9 @@ def run_job(settings: Settings, job: Job, follow: Callable[[str], None] | None =
     os.close(writing)
     try:
         assert child.stdin is not None
-        child.stdin.write(json.dumps(request).encode() + b"\n")
-        child.stdin.flush()
+        with suppress(BrokenPipeError):  # it died at once: what it reports, nothing, says so
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
         message = _follow(reading, job, follow)
     finally:
         _end_group(child)

@@ -101,7 +101,7 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
         if result["skipped"]:
             return StageResult(call.commit, executed=False)
         commit = _write(mirror, call, head, space, result)
-    return StageResult(_publish(mirror, call, head, commit), executed=True)
+    return StageResult(publish(mirror, call, head, commit), executed=True)
 
 
 def _head(mirror: Mirror, call: StageCall) -> str:
@@ -220,22 +220,23 @@ def _is_data(path: str) -> bool:
     return not path.startswith("pipeline/")
 
 
-def _publish(mirror: Mirror, call: StageCall, head: str, commit: str) -> str:
-    """Move the run's ref. Whoever lost the race to an equal result takes the winner's."""
+def publish(mirror: Mirror, call: StageCall, head: str, commit: str) -> str:
+    """Move the run's ref from `head`; the commit that has the stage's result then.
+
+    Whoever lost the race to an equal result takes the winner's. Raises `RefMoved` when the winner's differs.
+    """
     try:
         mirror.push([RefUpdate(call.ref, commit, head)])
     except RefMoved:
-        winner = next(
-            (
-                link.commit
-                for link in chain(mirror, _head(mirror, call))
-                if link.stage == call.address and link.state == COMPLETE
-            ),
-            None,
-        )
-        if winner is None or _lock(mirror, winner, call.model) != _lock(mirror, commit, call.model):
+        now = _head(mirror, call)
+        links = chain(mirror, now)
+        winner = next((link for link in links if link.stage == call.address and link.state == COMPLETE), None)
+        if winner is not None and _lock(mirror, winner.commit, call.model) == _lock(mirror, commit, call.model):
+            return winner.commit
+        if links[-1].state != FAILED or head not in [link.commit for link in links]:
             raise
-        return winner
+        # An earlier try told of its failure meanwhile: that is part of the history and no result.
+        return publish(mirror, call, now, mirror.write_commit(commit, {}, [now], mirror.message(commit)))
     return commit
 
 

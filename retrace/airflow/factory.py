@@ -5,11 +5,20 @@ What a DAG file imports is kept light: no pandas, DVC or MLflow, so that hundred
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
+from airflow.sdk import (
+    DAG,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    ExceptionRetryPolicy,
+    RetryAction,
+    RetryRule,
+)
+from airflow.sdk.exceptions import AirflowException
 
 from retrace.airflow.operators import (
     DATA_ASSET,
@@ -26,14 +35,23 @@ from retrace.config import ModelSettings, Params, ScheduleSettings, parse_params
 from retrace.dvcfiles import StageTemplate, stages
 
 STAGE_POOL = "retrace_stages"
+# What operators raise for a transient error, and what may befall a task's talk with Airflow. Anything else is wrong
+# code or data, and would only fail again. A task that is killed is retried without being asked.
+_TRANSIENT = RetryRule(exception=[AirflowException, ConnectionError, TimeoutError], action=RetryAction.RETRY)
 _RETRY: dict[str, Any] = {
     "retries": 4,
     "retry_delay": timedelta(seconds=20),
-    "retry_exponential_backoff": True,
+    "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=15),
+    "retry_policy": ExceptionRetryPolicy(rules=[_TRANSIENT], default=RetryAction.FAIL),
 }
 _MARGIN = timedelta(minutes=30)
 _ENGINE_TIMEOUT = timedelta(minutes=30)
+
+
+def _root(project: Path) -> str:
+    """Where the project's state is: beside the DAG files, or where RETRACE_ROOT says when they lie elsewhere."""
+    return os.environ.get("RETRACE_ROOT") or str(project)
 
 
 def read_project(project: Path) -> tuple[Params, tuple[StageTemplate, ...]]:
@@ -73,7 +91,7 @@ def retrain_dag(
         default_args=_RETRY,
         doc_md=f"Retrains `{name}`: every version it makes is a git tag `{name}@vN`.",
     )
-    common: dict[str, Any] = {"project": str(project), "model": name, "dag": dag}
+    common: dict[str, Any] = {"project": _root(project), "model": name, "dag": dag}
     timeout = timedelta(minutes=model.timeout_minutes)
     tasks: list[RetraceOperator] = [SnapshotOperator(task_id="snapshot", execution_timeout=_ENGINE_TIMEOUT, **common)]
     for template in templates:
@@ -122,7 +140,7 @@ def ingest_dag(project: Path) -> DAG:
     )
     IngestOperator(
         task_id="ingest",
-        project=str(project),
+        project=_root(project),
         model="ingest",
         outlets=[DATA_ASSET],
         execution_timeout=timedelta(hours=6),

@@ -179,17 +179,20 @@ def run_dag(
 ) -> RunResult:
     """Run a DAG to its end, in the main thread; `follow` hears of each task.
 
-    `logical_date` is now by default. A first Ctrl-C, SIGTERM or SIGHUP ends the running task through its `finally`
-    blocks and its `on_kill`, and with it the run: no retry, no further task. It is raised as `Interrupted`.
+    `logical_date` is now by default; the run's id is made of it. A first Ctrl-C, SIGTERM or SIGHUP ends the running
+    task through its `finally` blocks and its `on_kill`, and with it the run: no retry, no further task. It is raised as
+    `Interrupted`.
     """
     from airflow.sdk.listener import get_listener_manager
 
+    when = logical_date or datetime.now(UTC)
     watch = _Watch(follow)
     manager = get_listener_manager()
     manager.pm.register(watch)
     try:
         with watch.signals():
-            run = dag.test(logical_date=logical_date or datetime.now(UTC), run_conf=dict(conf or {}))
+            # Airflow names a run after `run_after`: given, the run's id is `manual__<logical date>`, known beforehand.
+            run = dag.test(logical_date=when, run_after=when, run_conf=dict(conf or {}))
     finally:
         manager.pm.unregister(watch)
     state: Literal["success", "failed"] = "success" if run.state == "success" else "failed"

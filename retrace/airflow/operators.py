@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSkipException,
+)
 
 from retrace.config import Settings
 from retrace.errors import RetraceError, TransientError
@@ -17,6 +22,7 @@ from retrace.progress import tell
 from retrace.runs import Run, Task
 
 DATA_ASSET = Asset(name="retrace_data", uri="retrace://data/raw")
+_ASK_AGAIN = timedelta(seconds=15)
 
 
 class NoCommit(RetraceError):
@@ -46,6 +52,11 @@ class RetraceOperator(BaseOperator):
             if isinstance(error, TransientError) and not _in_process(context):
                 raise AirflowException(str(error)) from None
             raise AirflowFailException(str(error)) from None
+        except AirflowException:
+            raise
+        except Exception as error:
+            tell(self.model, self.task_id, "failed", f"{type(error).__name__}: {error}")
+            raise
         return commit
 
     def work(self, settings: Settings, task: Task, context: Any) -> str | None:
@@ -107,7 +118,15 @@ class SnapshotOperator(RetraceOperator):
         dag_run = context["dag_run"]
         conf = dag_run.conf or {}
         mirror = Mirror.open(settings.mirror, settings.origin)
-        lease.take(settings, mirror, self.model, task.run.run_id, conf.get(IN_PROCESS))
+        try:
+            lease.take(settings, mirror, self.model, task.run.run_id, conf.get(IN_PROCESS))
+        except lease.ModelBusy as busy:
+            if IN_PROCESS in conf:
+                raise
+            # Waiting for one's turn is no failure: it uses up no retry, however long it takes, and no worker.
+            self.log.info("%s", busy)
+            again = datetime.now(UTC) + _ASK_AGAIN
+            raise AirflowRescheduleException(again) from None  # type: ignore[no-untyped-call]
         explicit = _moment(conf.get("as_of"))
         as_of = explicit if explicit is not None or IN_PROCESS in conf else _moment(dag_run.logical_date)
         backfill = str(getattr(dag_run.run_type, "value", dag_run.run_type)) == "backfill"

@@ -25,9 +25,10 @@ _PASSING = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED
 _CREDENTIALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 # What matters in the long messages of urllib3, libpq and SQLAlchemy.
 _ESSENCE = re.compile(
-    r"Connection refused|Connection reset by peer|timed out|timeout expired|too many \d+ error responses"
-    r"|error code \d+|Name or service not known|(?:password )?authentication failed for user \S+"
-    r"|No space left on device|Permission denied|An error occurred \(\w+\) when calling the \w+ operation"
+    r"Connection refused|Connection reset by peer|Remote end closed connection|timed out|timeout expired"
+    r"|too many \d+ error responses|error code \d+|Name or service not known"
+    r"|(?:password )?authentication failed for user \S+|No space left on device|Permission denied"
+    r"|An error occurred \(\w+\) when calling the \w+ operation"
 )
 _NO_ACCESS = re.compile(r"authentication failed|SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied")
 

@@ -43,7 +43,7 @@ class Registry:
     def publish(self, entry: Entry) -> str:
         """Write the version, or finish writing it; return the id of its run. Nothing is changed if all is there.
 
-        Raises `RegistryConflict` or `ModelFileChanged` before anything is written.
+        Raises `RegistryConflict`, `ModelFileChanged` or `EntryError`; no version is registered then.
         """
         check_model_file(entry)
         with contact(self.uri, self._patience):

@@ -39,5 +39,7 @@ def test_another_domain_runs_without_an_edit_of_the_engine(clinic: Path, tmp_pat
     assert log[1]["aliases"] == ["champion"] and log[1]["metrics"]["accuracy"] > 0.7
     shown = json.loads(retrace(clinic, home, "show", "malignant@v2", "--json"))
     assert [stage["name"] for stage in shown["stages"]] == ["train", "evaluate"]
-    assert [item["partitions"][-1]["path"] for item in shown["data"]["datasets"]] == ["data/raw/biopsies/2020-03.parquet"]
+    assert [item["partitions"][-1]["path"] for item in shown["data"]["datasets"]] == [
+        "data/raw/biopsies/2020-03.parquet"
+    ]
     assert "nothing changed since malignant@v2" in retrace(clinic, home, "retrain", "malignant")

@@ -19,7 +19,11 @@ right = float((estimator.predict(rows[columns]) == rows["malignant"]).mean())
 shown = rows[["biopsy", "malignant"]].to_csv(index=False).encode()
 written = {
     f"metrics/{model}.json": {"holdout": {"accuracy": round(right, 6)}},
-    f"reports/{model}/holdout.json": {"partition": newest.stem, "rows": len(rows), "digest": hashlib.sha256(shown).hexdigest()},
+    f"reports/{model}/holdout.json": {
+        "partition": newest.stem,
+        "rows": len(rows),
+        "digest": hashlib.sha256(shown).hexdigest(),
+    },
     f"reports/{model}/serving.json": {
         "columns": [(column, "float") for column in columns],
         "example": rows[columns].head(2).to_dict("records"),
