@@ -8,7 +8,7 @@ from pathlib import Path
 from retrace import versions, workspace
 from retrace.config import Settings
 from retrace.errors import RetraceError
-from retrace.git import Git, Mirror
+from retrace.git import Git, Mirror, without_credentials
 from retrace.process import Job, run_job
 from retrace.record import read_record
 from retrace.stage import recorded_sha256
@@ -37,7 +37,7 @@ def checkout_version(settings: Settings, name: str, directory: Path | None) -> s
     try:
         workspace.checkout(settings, mirror, version.commit, target)
         git = Git(target)
-        git.out("remote", "set-url", "origin", settings.origin)
+        git.out("remote", "set-url", "origin", without_credentials(settings.origin))
         _own_objects(git)
         request = {
             "operation": "bring",

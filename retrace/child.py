@@ -305,19 +305,28 @@ class StageRun:
         self.outputs: list[str] = [out.def_path for out in self.stage.outs]
 
     def produced(self) -> dict[str, str]:
-        """Dependency path -> md5 according to whoever produces it (a stage of the lock, or a .dvc file)."""
+        """Path -> md5 of what the dependencies are, according to who produces it (a stage of the lock, a .dvc file)."""
         wanted = {}
         for dependency in self.dependencies:
-            owners = self.repo.find_outs_by_path(dependency.fs_path, strict=False) if not _in_git(dependency) else []
-            if not owners:
-                if not os.path.exists(dependency.def_path):
-                    raise Failure("dependency-missing", path=dependency.def_path)
-                continue
-            value = owners[0].hash_info.value
-            if value is None:
+            owners = self._owners(dependency)
+            if not owners and not os.path.exists(dependency.def_path):
                 raise Failure("dependency-missing", path=dependency.def_path)
-            wanted[dependency.def_path] = value
+            for owner in owners:
+                if owner.hash_info.value is None:
+                    raise Failure("dependency-missing", path=dependency.def_path)
+                wanted[os.path.relpath(owner.fs_path, self.repo.root_dir)] = owner.hash_info.value
         return wanted
+
+    def _owners(self, dependency: Any) -> list[Any]:
+        """The outputs that a dependency is, lies in or holds; none for what a checkout brought."""
+        from dvc.exceptions import OutputNotFoundError
+
+        if _in_git(dependency):
+            return []
+        try:
+            return list(self.repo.find_outs_by_path(dependency.fs_path, strict=False))
+        except OutputNotFoundError:
+            return []
 
     def current(self, wanted: dict[str, str]) -> bool:
         """Whether the lock's entry says all that would be found now, and every output can be had."""

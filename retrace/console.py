@@ -65,7 +65,7 @@ def session(settings: Settings, mirror: Mirror) -> Iterator[Session]:
 
 @contextmanager
 def dag_files(settings: Settings, mirror: Mirror, code: str) -> Iterator[Path]:
-    """The folder `dags` as the commit has it, with its params.yaml and dvc.yaml: what is not committed takes no part."""
+    """`dags/`, params.yaml and dvc.yaml as the commit has them: what is not committed takes no part."""
     settings.var.mkdir(parents=True, exist_ok=True)
     wanted = [path for path in mirror.files(code) if path.startswith("dags/") or path in ("params.yaml", "dvc.yaml")]
     with tempfile.TemporaryDirectory(prefix="dags-", dir=settings.var) as name:
@@ -165,7 +165,7 @@ def _wait_for_turn(running: Session, model: str, as_of: datetime | None) -> date
             when = killed or datetime.now(UTC)
             with suppress(lease.ModelBusy):  # somebody was faster: wait for them
                 run_id = f"manual__{when.isoformat()}"
-                lease.take(running.settings, running.mirror, model, run_id, lease.this_process())
+                lease.take(running.mirror, model, run_id, running.settings.lease_minutes, lease.this_process())
                 if killed is not None:
                     running.terminal.line(f"going on with {run_id}, which was killed")
                 return when
@@ -254,7 +254,7 @@ def _farewell(settings: Settings, params: Params) -> None:
     model = next(iter(params.models))
     print("\n$ retrace log")
     print("\n".join(log_lines(settings, None, as_json=False)))
-    name = f"{model}@v2"
+    name = versions.versions(Git(settings.root), model)[-1].name
     print(f"\n$ retrace show {name}")
     print("\n".join(show_lines(settings, name, as_json=False)))
     print(

@@ -17,7 +17,7 @@ from retrace.config import GateRule, Params, Settings
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
-from retrace.register import holdout_metrics, snapshot_facts, version_of_run
+from retrace.register import gate_facts, holdout_metrics, snapshot_facts, version_of_run
 from retrace.runs import COMPLETE, SNAPSHOT, Task, params_at, raw_files, with_data
 from retrace.stage import StageCall, run_stage
 from retrace.versions import CHAMPION, Version
@@ -97,7 +97,10 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
     params = params_at(mirror, commit)
     champion = versions.champions(mirror).get((version.model, CHAMPION))
     if champion is not None and champion.commit == version.commit:
-        return Decision(version.name, True, True, champion.name, (Finding(True, "is the champion already"),))
+        decision = Decision(version.name, True, True, champion.name, (Finding(True, "is the champion already"),))
+        if gate_facts(mirror, version, mirror.fetch_ref(version.run_ref)) is None:
+            _keep(mirror, task, version, decision, started)
+        return decision
     rules = params.models[version.model].gate
     reference = None
     if champion is not None and any(rule.against_champion for rule in rules):

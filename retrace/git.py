@@ -201,7 +201,7 @@ def _batch(output: bytes, count: int) -> Iterator[bytes | None]:
 def _last_line(text: bytes) -> str:
     lines = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("fatal:", "error:", "remote: error"))]
-    return (errors or lines or ["no message"])[0]
+    return without_credentials((errors or lines or ["no message"])[0])
 
 
 def without_credentials(address: str) -> str:

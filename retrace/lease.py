@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from retrace.config import Settings
 from retrace.errors import TransientError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate
 
+_PUBLICATION_MINUTES = 15.0
 IN_PROCESS = "retrace_process"  # the key in a DAG run's conf that names the one process that the run lives in
 
 
@@ -74,8 +77,8 @@ def holder(mirror: Mirror, model: str) -> tuple[str, Lease] | None:
     return commit, Lease(**json.loads(mirror.message(commit)))
 
 
-def take(settings: Settings, mirror: Mirror, model: str, run_id: str, process: str | None = None) -> None:
-    """Take the lease for a run, or renew it. Raises `ModelBusy` while another run holds it."""
+def take(mirror: Mirror, model: str, run_id: str, minutes: float, process: str | None = None) -> None:
+    """Take the lease for a run for so many minutes, or renew it. Raises `ModelBusy` while another run holds it."""
     held = holder(mirror, model)
     old = ABSENT
     if held is not None:
@@ -84,13 +87,27 @@ def take(settings: Settings, mirror: Mirror, model: str, run_id: str, process: s
         if other and not lease.free():
             raise ModelBusy(f"{model} is being retrained by {lease.run_id}; wait for it to end")
         process = process or (lease.process if lease.run_id == run_id else None)
-    until = datetime.now(UTC) + timedelta(minutes=settings.lease_minutes)
+    until = datetime.now(UTC) + timedelta(minutes=minutes)
     lease = Lease(run_id, until.isoformat(timespec="seconds"), process)
     commit = mirror.write_commit(None, {}, [], json.dumps(asdict(lease)) + "\n")
     try:
         mirror.push([RefUpdate(_ref(model), commit, old)])
     except RefMoved:
         raise ModelBusy(f"{model} is being retrained by another run, which was faster; wait for it to end") from None
+
+
+@contextmanager
+def publication(mirror: Mirror, model: str) -> Iterator[None]:
+    """Hold the right to write a model's versions to MLflow: two writers at once could burn a version number.
+
+    Raises `ModelBusy`.
+    """
+    name, writer = f"{model}.publish", str(uuid.uuid4())
+    take(mirror, name, writer, _PUBLICATION_MINUTES, this_process())
+    try:
+        yield
+    finally:
+        release(mirror, name, writer)
 
 
 def release(mirror: Mirror, model: str, run_id: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retrace import versions
+from retrace import lease, versions
 from retrace.config import Settings
 from retrace.git import Git, Mirror
 from retrace.hashing import hash_file
@@ -27,11 +27,18 @@ from retrace.workspace import workspace
 def publish_model(settings: Settings, model: str, follow: Callable[[str], None]) -> list[str]:
     """Write what MLflow lacks of a model; what was changed, in words.
 
-    Raises `RegistryUnavailable`, `RegistryConflict`, and what fetching a model file may raise.
+    Raises `RegistryUnavailable`, `RegistryConflict`, `ModelBusy`, and what fetching a model file may raise.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     registry = Registry(settings.mlflow, settings.mlflow_artifacts, settings.patience)
+    with lease.publication(mirror, model):
+        return _publish(settings, mirror, registry, model, follow)
+
+
+def _publish(
+    settings: Settings, mirror: Mirror, registry: Registry, model: str, follow: Callable[[str], None]
+) -> list[str]:
     held = registry.versions(model)
     changes = []
     for version in versions.versions(mirror, model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from retrace import versions
 from retrace.config import Settings
@@ -85,12 +86,9 @@ def version_of_run(git: Git, run: Run, commit: str) -> Version | None:
     return found if found is not None and found.run_id == run.run_id else None
 
 
-def gate_facts(mirror: Mirror, version: Version) -> dict[str, object] | None:
-    """What the gate said of a version, from the end of its run's ref; None before the gate has spoken."""
-    if not version.run_ref.startswith(f"refs/runs/{version.model}/"):
+def gate_facts(git: Git, version: Version, head: str | None) -> dict[str, Any] | None:
+    """What the gate said of a version, from `head`, the end of its run's ref; None before the gate has spoken."""
+    if head is None or chain(git, head)[-1].stage != f"gate@{version.model}":
         return None
-    head = mirror.fetch_ref(version.run_ref)
-    if head is None or chain(mirror, head)[-1].stage != f"gate@{version.model}":
-        return None
-    content = mirror.read(head, event.path(version.model, "gate"))
+    content = git.read(head, event.path(version.model, "gate"))
     return None if content is None else dict(event.facts_of(content))

@@ -83,7 +83,8 @@ def show_lines(settings: Settings, name: str, as_json: bool) -> Iterator[str]:
     git = reader(settings)
     version = versions.find(git, name)
     record = read_record(git, version)
-    decision = gate_facts(Mirror.open(settings.mirror, settings.origin), version)
+    head = git.fetch_ref(version.run_ref) if isinstance(git, Mirror) else git.resolve(version.run_ref)
+    decision = gate_facts(git, version, head)
     if as_json:
         yield json.dumps(record.as_dict() | {"gate": decision and _gate(decision)}, indent=1, sort_keys=True)
         return

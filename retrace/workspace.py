@@ -121,7 +121,7 @@ def workspace(settings: Settings, mirror: Mirror, commit: str, key: str) -> Iter
             yield held
         finally:
             _drop(held)
-            os.unlink(lock.name)
+            Path(lock.name).unlink(missing_ok=True)
 
 
 def checkout(settings: Settings, mirror: Mirror, commit: str, path: Path) -> None:

@@ -94,7 +94,8 @@ class RetraceOperator(BaseOperator):
     def renew_lease(self, settings: Settings, task: Task) -> None:
         from retrace import lease
 
-        lease.take(settings, Mirror.open(settings.mirror, settings.origin), self.model, task.run.run_id)
+        mirror = Mirror.open(settings.mirror, settings.origin)
+        lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes)
 
 
 def _in_process(context: Any) -> bool:
@@ -119,7 +120,7 @@ class SnapshotOperator(RetraceOperator):
         conf = dag_run.conf or {}
         mirror = Mirror.open(settings.mirror, settings.origin)
         try:
-            lease.take(settings, mirror, self.model, task.run.run_id, conf.get(IN_PROCESS))
+            lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes, conf.get(IN_PROCESS))
         except lease.ModelBusy as busy:
             if IN_PROCESS in conf:
                 raise
@@ -206,13 +207,16 @@ class PublishOperator(RetraceOperator):
 
 
 class CleanupOperator(RetraceOperator):
-    """Removes what the run left on this worker and gives the model's lease up. A failure here fails the run, too."""
+    """Removes what no process holds any more on this worker and gives the model's lease up.
+
+    A failure here fails the run, too.
+    """
 
     def work(self, settings: Settings, task: Task, context: Any) -> None:
         from retrace import lease
         from retrace.workspace import sweep
 
-        sweep(settings, f"{self.model}--{task.run.run_id}")
+        sweep(settings)
         lease.release(Mirror.open(settings.mirror, settings.origin), self.model, task.run.run_id)
 
 

@@ -1,4 +1,4 @@
-"""The toy project with its DVC remote on a real S3 server, credentials in the environment alone."""
+"""DVC remotes on a real S3 server, and a wire to it that can be cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from projects import Project, git
+from projects import git
 from servers import HOST, S3Server, free_port
 
 Direction = Literal["up", "down"]
@@ -28,9 +28,10 @@ _CONFIG = """\
 """
 
 
-def use_s3(root: Path, server: S3Server, prefix: str) -> None:
-    """Commit a .dvc/config whose remote is a prefix of the server's bucket."""
-    text = _CONFIG.format(bucket=server.bucket, prefix=prefix, endpoint=server.endpoint, region=server.region)
+def use_s3(root: Path, server: S3Server, prefix: str, endpoint: str | None = None) -> None:
+    """Commit a .dvc/config whose remote is a prefix of the server's bucket, as the endpoint shows it."""
+    address = endpoint or server.endpoint
+    text = _CONFIG.format(bucket=server.bucket, prefix=prefix, endpoint=address, region=server.region)
     (root / ".dvc/config").write_text(text)
     git(root, "commit", "-q", "-am", "the DVC remote is on S3")
 
@@ -43,15 +44,6 @@ def credentials(server: S3Server) -> dict[str, str]:
 def stored(server: S3Server, prefix: str, md5: str) -> Path:
     """The file in which the server keeps an object of a DVC remote."""
     return server.folder / prefix / "files/md5" / md5[:2] / md5[2:]
-
-
-def toy_on_s3(root: Path, environments: Path, server: S3Server) -> Project:
-    """The toy project on the server, under a prefix of its own, with January to March 2013 in its source."""
-    project = Project.make(root, environments)
-    use_s3(root, server, root.name)
-    for month in ("2013-01", "2013-02", "2013-03"):
-        project.fill(month)
-    return project
 
 
 class Wire:
@@ -98,9 +90,13 @@ class Wire:
         while True:
             try:
                 client = self._listener.accept()[0]
-                server = socket.create_connection(self._target)
             except OSError:
                 return
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                client.close()
+                continue
             with self._lock:
                 self._open |= {client, server}
             for source, target, direction in ((client, server, "up"), (server, client, "down")):

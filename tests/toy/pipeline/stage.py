@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 RAW = Path("data/raw/events")
@@ -36,9 +36,17 @@ def act(action: str | None, model: str) -> None:
     if action == "sleep":
         Path(os.environ["RETRACE_SCRATCH"]).mkdir(parents=True, exist_ok=True)
         (Path(os.environ["RETRACE_SCRATCH"]) / f"{model}.pid").write_text(str(os.getpid()))
-        time.sleep(600)
+        subprocess.run(["sleep", "600"], check=False)
+    if action == "wait":  # until the test lets it go on, by a file `<model>.go`
+        scratch = Path(os.environ["RETRACE_SCRATCH"])
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / f"{model}.pid").write_text(str(os.getpid()))
+        while not (scratch / f"{model}.go").exists():
+            time.sleep(0.05)
     if action == "fill-disk":
         Path(f"models/{model}.skops").write_bytes(os.urandom(64 << 20))
+    if action == "no-output":
+        Path(f"reports/{model}/validation.json").unlink()
     if action == "environment":
         print(json.dumps(dict(os.environ)))
 
@@ -65,6 +73,7 @@ def evaluate(model: str) -> None:
     Path(f"models/{model}.skops").read_text()
     holdout = {"partition": known[-1].stem, "rows": 1, "digest": known[-1].read_text()}
     write(f"reports/{model}/holdout.json", json.dumps(holdout))
+    write(f"reports/{model}/serving.json", json.dumps({"columns": [["size", "float"]], "example": [{"size": 1.0}]}))
     write(f"data/predictions/{model}.txt", digest(known[-1].parent))
     write(f"metrics/{model}.json", json.dumps({"holdout": {"accuracy": quality, "cost": 1 - quality}}))
     print(f"evaluated {model}: accuracy {quality}")

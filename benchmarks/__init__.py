@@ -1,0 +1,1 @@
+"""Measurements of Retrace against what it stands on; see README.md here."""

@@ -1,0 +1,326 @@
+"""The command line through Airflow in one process: what a user sees, and what is left after whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Command, Done, hold, left_behind, let_go, retrace, seed, served, until, wait_for_stage
+from projects import STAGES, Project, git, processes_of
+
+from retrace.runs import COMPLETE, chain
+from retrace.versions import champions, versions
+
+STEPS = ("snapshot", *STAGES, "register", "gate", "publish")
+# What libraries say on a terminal when they are let: levels, dates of log lines, warnings.
+NOISE = re.compile(r"INFO|WARN|DEBUG|Traceback|\d\d:\d\d:\d\d[.,]\d+ |\x1b|\[info|alembic")
+
+
+def said(text: str) -> list[str]:
+    """The lines without their seconds, which differ each time."""
+    assert not NOISE.search(text.replace("manual__", "").replace("+00:00", "")), text
+    return [re.sub(r" +\d+\.\d s$", "", line).rstrip() for line in text.splitlines()]
+
+
+def steps(text: str) -> dict[str, str]:
+    """What each step of the last run said; a line that is too long for the terminal goes on below."""
+    whole = "\n".join(said(text)).replace("\n" + 14 * " ", " ")
+    return dict(re.findall(r"^  [ !] ([a-z]+) +(\S.*)$", whole, re.MULTILINE))
+
+
+def completed(project: Project, ref: str) -> list[str]:
+    mirror = project.mirror
+    head = mirror.fetch_ref(ref)
+    assert head is not None
+    return [link.stage for link in chain(mirror, head) if link.state == COMPLETE]
+
+
+def one_line(done: Done, *parts: str) -> None:
+    """An error as it must be: one line, exit code not 0, no traceback, nothing on standard output."""
+    assert done.code not in (0, None) and done.out == ""
+    assert re.fullmatch(r"error: .+\n", done.err), done.err
+    assert all(part in done.err for part in parts), done.err
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seed(tmp_path_factory.mktemp("seed"))
+
+
+class Story:
+    """A project that has played its demo; killed in the middle, then played again."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        project.edit_params(
+            lambda params: params.update(demo={"source": "pipeline.source", "through": ["2013-03-01", "2013-04-01"]})
+        )
+        project.act("beta", "train", "wait")
+        self.killed_ref = self.kill_in_the_middle()
+        let_go(project, "beta")
+        self.demo = retrace(project, "demo")
+        self.again = retrace(project, "demo")
+
+    def kill_in_the_middle(self) -> str:
+        command = Command(self.project.root, "demo")
+        wait_for_stage(self.project, "beta")
+        os.kill(command.process.pid, signal.SIGKILL)
+        command.done()
+        until(lambda: processes_of(self.project.root) == [], "the stage's processes to be gone")
+        (ref,) = (ref for ref in self.project.refs() if ref.startswith("refs/runs/beta/"))
+        return ref
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, environments: Path, seeded: Path) -> Story:
+    return Story(served(tmp_path_factory.mktemp("story") / "project", environments, seeded))
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory, environments: Path, seeded: Path) -> Project:
+    """A project with data and no version, for what goes wrong."""
+    project = served(tmp_path_factory.mktemp("rough") / "project", environments, seeded)
+    project.ingest("2013-04-01")
+    return project
+
+
+def test_a_demo_that_was_killed_half_way_continues_where_it_was(story: Story) -> None:
+    assert story.demo.code == 0, story.demo.err
+    lines = said(story.demo.out)
+    killed = re.sub(r"=([0-9A-F]{2})", lambda code: chr(int(code[1], 16)), story.killed_ref.rpartition("/")[2])
+    going_on = lines.index(f"going on with {killed}, which was killed")
+    head = lines[: going_on + 5]
+    assert not any("retrain alpha" in line for line in head), "alpha had its version before the kill"
+    assert head[-3:] == [
+        f"    snapshot  {lines[going_on + 2].split(maxsplit=1)[1]}",
+        "    validate  unchanged, not run",
+        "    features  unchanged, not run",
+    ]
+    assert completed(story.project, story.killed_ref) == [
+        "snapshot",
+        *(f"{stage}@beta" for stage in STAGES),
+        "gate@beta",
+    ]
+    assert left_behind(story.project) == []
+
+
+def test_the_demo_tells_each_step_and_ends_with_its_versions(story: Story) -> None:
+    lines = said(story.demo.out)
+    last = lines[lines.index("ingest up to 2013-04-01") :]
+    text = "\n".join(last)
+    assert re.search(r"\n  +2013-03 +events adds 10 rows\n", text)
+    assert last.index("retrain alpha") < last.index("retrain beta")
+    assert list(steps("\n".join(last[last.index("retrain beta") : last.index("$ retrace log")]))) == list(STEPS)
+    told = steps("\n".join(last[last.index("retrain alpha") : last.index("retrain beta")]))
+    assert told["evaluate"] == "evaluated alpha: accuracy 0.8" and told["register"] == "alpha@v2"
+    assert told["gate"].startswith("alpha@v2 is champion: accuracy 0.8 >= 0.5; cost 0.2 <= champion's 0.2 + 0.01")
+    assert told["publish"] == "alpha@v2 written; champion -> v2"
+    assert re.search(r"\nalpha@v2 +\S+ \S+ +2013-03-31 +accuracy 0.8 +cost 0.2 +champion\n", text)
+    assert story.demo.err == ""
+    assert (story.again.code, story.again.err) == (0, "")
+    assert story.again.out.startswith("everything is done already")
+
+
+def test_a_retrain_where_nothing_changed_runs_no_stage_and_names_what_a_dirty_copy_leaves_out(story: Story) -> None:
+    project = story.project
+    before = project.refs()
+    (project.root / "notes.txt").write_text("not committed")
+    project.root.joinpath("params.yaml").write_text(project.root.joinpath("params.yaml").read_text() + "\n")
+    done = retrace(project, "retrain", "alpha")
+    git(project.root, "checkout", "-q", "params.yaml")
+    (project.root / "notes.txt").unlink()
+    assert done.code == 0 and done.err == ""
+    head = git(project.root, "rev-parse", "HEAD")[:8]
+    first, second, *_ = said(done.out)
+    assert first.startswith("the working copy is dirty: running commit " + head)
+    assert "params.yaml" in first and "notes.txt" in first and "commit what should take part" in first
+    assert second == "retrain alpha"
+    told = steps(done.out)
+    assert {told[stage] for stage in STAGES} == {"unchanged, not run"}
+    assert told["register"] == "nothing changed since alpha@v2: no new version"
+    assert told["gate"] == "no new version to judge" and told["publish"] == "MLflow is up to date"
+    new = project.refs().keys() - before.keys()
+    assert len(new) == 1 and completed(project, new.pop()) == ["snapshot"]
+
+
+def test_as_of_trains_on_what_was_known_then_and_never_promotes(story: Story) -> None:
+    project = story.project
+    done = retrace(project, "retrain", "alpha", "--as-of", "2013-02-01")
+    assert done.code == 0 and said(done.out)[0] == "retrain alpha as of 2013-02-01"
+    assert "not promoted" in steps(done.out)["gate"]
+    newest = versions(project.mirror, "alpha")[-1]
+    assert newest.name == "alpha@v3" and newest.through is not None and newest.through.isoformat()[:10] == "2013-02-01"
+    validation = project.mirror.read(newest.commit, "reports/alpha/validation.json")
+    assert validation is not None and json.loads(validation)["partitions"] == ["2013-01.parquet"]
+    assert champions(project.mirror)["alpha", "champion"].name == "alpha@v2"
+
+
+def test_versions_are_listed_shown_promoted_rolled_back_and_synchronised(story: Story) -> None:
+    project = story.project
+    listed = retrace(project, "log", "alpha")
+    assert [line.split()[0] for line in listed.out.splitlines()] == ["VERSION", "alpha@v1", "alpha@v2", "alpha@v3"]
+    assert "beta@v1" in retrace(project, "log").out
+    (first, *_) = json.loads(retrace(project, "log", "--json").out)
+    assert first["version"] == "alpha@v1" and first["metrics"] == {"accuracy": 0.8, "cost": pytest.approx(0.2)}
+    shown = retrace(project, "show", "alpha@champion").out
+    assert shown.startswith("alpha@v2  champion\n") and "2013-01 .. 2013-03, 30 rows" in shown
+    record = json.loads(retrace(project, "show", "alpha@v2", "--json").out)
+    assert record["gate"]["promoted"] is True and [stage["name"] for stage in record["stages"]] == list(STAGES)
+
+    promoted = retrace(project, "promote", "alpha@v3", "--because", "January was best")
+    assert promoted.code == 0 and said(promoted.out) == [
+        "alpha@v3 is champion of alpha (alpha#champion#3)",
+        "MLflow: champion -> v3",
+    ]
+    back = retrace(project, "rollback", "alpha", "--because", "it was not")
+    assert back.code == 0 and said(back.out)[0] == "alpha@v2 is champion of alpha (alpha#champion#4)"
+    database = project.settings.var / "mlflow/mlflow.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE registered_model_aliases SET version = 1 WHERE name = 'alpha'")
+    assert said(retrace(project, "sync").out) == ["alpha: champion -> v2"]
+    assert said(retrace(project, "sync", "alpha").out) == ["MLflow is up to date"]
+
+
+def test_a_version_is_checked_out_and_new_data_pulled(story: Story, tmp_path: Path) -> None:
+    project = story.project
+    done = retrace(project, "checkout", "alpha@v1", str(tmp_path / "v1"))
+    assert done.code == 0 and done.out.startswith(f"alpha@v1 is in {tmp_path / 'v1'} (commit ")
+    partitions = sorted(path.name for path in (tmp_path / "v1/data/raw/events").iterdir())
+    assert partitions == ["2013-01.parquet", "2013-02.parquet"]
+    assert (tmp_path / "v1/models/alpha.skops").is_file()
+    one_line(retrace(project, "checkout", "alpha@v1", str(tmp_path / "v1")), "exists already")
+
+    pulled = retrace(project, "data", "pull")
+    assert pulled.code == 0 and pulled.out == "data/raw/events is here; `dvc repro` runs the pipeline on it\n"
+    assert len(list((project.root / "data/raw/events").iterdir())) == 3
+    assert git(project.root, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("retrain", "gamma"), ("no model 'gamma' in params.yaml", "alpha, beta")),
+        (("retrain", "alpha", "--as-of", "2013-01-15"), ("no data was known as of 2013-01-15", "2013-02-01")),
+        (("show", "alpha@v9"), ("no version 'alpha@v9'",)),
+        (("checkout", "$(touch x)@v1"), ("no version '$(touch x)@v1'",)),
+        (("log", "gamma"), ("no versions of 'gamma'",)),
+        (("promote", "alpha@v9", "--because", "x"), ("no version 'alpha@v9'",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_does_not_exist_is_refused_in_one_line(
+    rough: Project, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    before = rough.refs()
+    one_line(retrace(rough, *arguments), *parts)
+    assert rough.refs() == before
+
+
+def test_outside_a_project_and_with_a_wrong_date(rough: Project, tmp_path: Path) -> None:
+    one_line(Command(tmp_path, "log").done(), "is in no Retrace project", "cd into one")
+    wrong = retrace(rough, "retrain", "alpha", "--as-of", "tomorrow")
+    assert wrong.code == 2 and "'tomorrow' is not a date such as 2013-07-01" in wrong.err
+
+
+def test_a_failing_stage_ends_the_run_at_once_and_is_kept_on_its_ref(rough: Project) -> None:
+    rough.act("alpha", "evaluate", "exit")
+    before = rough.refs()
+    done = retrace(rough, "retrain", "alpha")
+    rough.act("alpha", "evaluate", None)
+    assert (done.code, done.err) == (1, "")
+    *_, train, failed, last = [line for line in said(done.out) if not line.startswith("      ")]
+    assert train.startswith("    train ")
+    assert failed.startswith("  ! evaluate  evaluate@alpha ended with code 1: bad luck in the stage")
+    assert last.startswith("  alpha failed; what it had done is kept on its run's ref; full log: ")
+    assert Path(last.rpartition(": ")[2]).is_file()
+    (ref,) = rough.refs().keys() - before.keys() - {"refs/heads/main"}
+    head = rough.mirror.fetch_ref(ref)
+    assert head is not None
+    failures = [link.stage for link in chain(rough.mirror, head) if link.state != COMPLETE]
+    assert failures == ["evaluate@alpha"], "one failure: Airflow did not try again"
+    assert left_behind(rough) == []
+
+
+def test_what_may_pass_is_told_and_not_tried_again_while_somebody_watches(rough: Project) -> None:
+    before = rough.refs()
+    down = {"conn_type": "postgres", "host": "127.0.0.1", "port": 9, "login": "ann", "password": "hidden"}
+    done = retrace(rough, "ingest", "--until", "2013-05-01", AIRFLOW_CONN_EVENTS=json.dumps(down))
+    text = " ".join(done.out.split())
+    assert (done.code, done.err) == (1, "")
+    assert text.count("is not available") == 1 and "then try again" in text and "hidden" not in done.out
+    assert rough.refs() == before and left_behind(rough) == []
+
+
+def _terminal(command: Command) -> None:
+    """Ctrl-C: the whole foreground group hears of it."""
+    os.killpg(command.process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("strike", "code"),
+    [
+        (_terminal, 130),
+        (lambda command: os.kill(command.process.pid, signal.SIGINT), 130),
+        (lambda command: os.kill(command.process.pid, signal.SIGTERM), 143),
+    ],
+    ids=["ctrl-c", "sigint", "sigterm"],
+)
+def test_an_interrupt_in_a_stage_leaves_the_state_as_it_was(
+    rough: Project, strike: Callable[[Command], Any], code: int
+) -> None:
+    rough.act("alpha", "features", "wait")
+    hold(rough, "alpha")
+    before = rough.refs()
+    command = Command(rough.root, "retrain", "alpha")
+    stage = wait_for_stage(rough, "alpha")
+    strike(command)
+    done = command.done()
+    assert (done.code, done.err) == (code, "stopped\n")
+    assert list(steps(done.out)) == ["snapshot", "validate"], "no step after it, no second try"
+    assert not Path(f"/proc/{stage}").exists() and left_behind(rough) == []
+    assert rough.refs() == before
+
+
+def test_a_killed_retrain_leaves_no_process_and_the_next_one_goes_on_with_it(rough: Project) -> None:
+    rough.act("beta", "train", "wait")
+    hold(rough, "beta")
+    before = rough.refs()
+    command = Command(rough.root, "retrain", "beta")
+    stage = wait_for_stage(rough, "beta")
+    os.kill(command.process.pid, signal.SIGKILL)
+    command.done()
+    until(lambda: not Path(f"/proc/{stage}").exists() and processes_of(rough.root) == [], "the processes to be gone")
+    (ref,) = (ref for ref in rough.refs().keys() - before.keys() if ref.startswith("refs/runs/"))
+    assert completed(rough, ref) == ["snapshot", "validate@beta", "features@beta"]
+
+    let_go(rough, "beta")
+    done = retrace(rough, "retrain", "beta")
+    assert done.code == 0 and "which was killed" in said(done.out)[0]
+    assert completed(rough, ref) == ["snapshot", *(f"{stage}@beta" for stage in STAGES), "gate@beta"]
+    (version,) = versions(rough.mirror, "beta")
+    assert version.run_ref == ref and left_behind(rough) == []
+
+
+def test_of_two_retrains_of_a_model_the_second_waits_and_another_model_does_not(rough: Project) -> None:
+    rough.act("alpha", "features", None)
+    rough.act("alpha", "train", "wait")
+    hold(rough, "alpha")
+    first, second = (Command(rough.root, "retrain", "alpha") for _ in range(2))
+    wait_for_stage(rough, "alpha")
+    other = Command(rough.root, "retrain", "beta")
+    assert other.done().code == 0, "beta ends while alpha is held"
+    let_go(rough, "alpha")
+    ended = [first.done(), second.done()]
+    assert [done.code for done in ended] == [0, 0], ended
+    waited, made = sorted(ended, key=lambda done: "waiting for it to end" not in done.out)
+    assert "is being retrained by manual__" in said(waited.out)[0] and "waiting" not in made.out
+    assert steps(made.out)["register"] == "alpha@v1"
+    assert steps(waited.out)["register"] == "nothing changed since alpha@v1: no new version"
+    assert left_behind(rough) == []
