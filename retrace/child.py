@@ -109,6 +109,7 @@ class Store:
         self.shown: str = request["remote"]["shown"]
         self.endpoint: str | None = request["remote"]["endpoint"]
         self.reporter = reporter
+        self.opened = time.time()
         self.cache = repo.cache.local
         self.remote = repo.cloud.get_remote_odb()
 
@@ -238,6 +239,9 @@ class Store:
             if not absent:
                 return
             self._refuse_lost(self.absent(self.cache, absent), {**files, **made})
+            for md5 in self.discard_rotten(absent):
+                name = next(name for name, oid in {**files, **made}.items() if oid == md5)
+                raise Failure("object-corrupt", where="this machine's cache", path=name, md5=md5)
             self.repo.push([address])
             # DVC takes a directory whose .dir object is there for complete.
             for oid in self.absent(self.remote, set(files.values())):
@@ -250,8 +254,25 @@ class Store:
             absent = self.absent(self.cache, {oid for oid in made.values() if oid.endswith(".dir")})
             if self.absent(self.remote, absent):
                 return False
-            files = {md5 for path, oid in made.items() for md5 in self.contents(path, oid).values()}
-            return not self.absent(self.remote, self.absent(self.cache, files))
+            only_here = self.absent(self.remote, self.objects(made))
+            return not self.absent(self.cache, only_here) and not self.discard_rotten(only_here)
+
+    def objects(self, made: dict[str, str]) -> set[str]:
+        """The md5s of all that these outputs are made of."""
+        return {*made.values(), *(md5 for path, oid in made.items() for md5 in self.contents(path, oid).values())}
+
+    def discard_rotten(self, oids: set[str]) -> set[str]:
+        """Remove those objects from the cache whose bytes are not what their name says, and return them.
+
+        DVC trusts an object that is read-only. What this process has written itself need not be hashed again.
+        """
+        rotten = set()
+        for oid in oids - self.absent(self.cache, oids):
+            place = Path(self.cache.oid_to_path(oid))
+            if place.stat().st_mtime < self.opened and hash_file(place).md5 != oid.removesuffix(".dir"):
+                place.unlink()
+                rotten.add(oid)
+        return rotten
 
 
 def _is_directory(content: bytes, oid: str) -> bool:
@@ -341,13 +362,7 @@ class StageRun:
         kept = [out for out in self.stage.outs if not out.use_cache]
         if any(out.hash_info.value is None for out in self.stage.outs) or any(out.status() for out in kept):
             return False
-        made = self.made()
-        if not self.store.available(made):
-            return False
-        with self.store.reached():
-            if not self.store.absent(self.store.remote, set(made.values())):
-                return True
-        return not self.store.absent(self.store.cache, set(made.values()))
+        return self.store.available(self.made())
 
     def made(self) -> dict[str, str]:
         """Cached output path -> md5 in the lock."""
@@ -366,6 +381,8 @@ class StageRun:
         self.reporter.phase("run")
         started = time.time()
         self.execute()
+        if self.store.discard_rotten(self.store.objects(self.made())):
+            self.execute(force=True, run_cache=False)  # DVC had taken a rotten object of its cache for the result
         ended = time.time()
         self.reporter.phase("check outputs")
         self.refuse_side_effects(before)
@@ -378,13 +395,13 @@ class StageRun:
         inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code) if Path(name).is_file()]
         return {"skipped": False, "started": started, "ended": ended, "inputs": inputs, **record}
 
-    def execute(self) -> None:
+    def execute(self, **options: bool) -> None:
         from dvc.stage.exceptions import StageCmdFailedError
 
         print(f"--- {self.request['address']}", flush=True)
         try:
             with _stage_environment(self.request["environment"]):
-                self.repo.reproduce(self.request["address"], single_item=True)
+                self.repo.reproduce(self.request["address"], single_item=True, **options)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, StageCmdFailedError):
@@ -496,6 +513,28 @@ def _tame_s3_client() -> None:
         sys.modules["s3fs"].S3FileSystem.retries = 2
 
 
+def _note_partial_copies() -> list[str]:
+    """DVC leaves a half-made copy in the cache when the disk is full: note the names that it gives to such files."""
+    from dvc_objects.fs import local, utils  # type: ignore[import-untyped]
+
+    names: list[str] = []
+    make_name = utils.tmp_fname
+
+    def noted(prefix: str = "") -> str:
+        name: str = make_name(prefix)
+        names.append(os.path.basename(name))
+        return name
+
+    utils.tmp_fname = local.tmp_fname = noted
+    return names
+
+
+def _remove_partial_copies(repo: Any, names: list[str]) -> None:
+    for path in Path(repo.cache.local.path).glob("*/*.tmp"):
+        if path.name in names:
+            path.unlink(missing_ok=True)
+
+
 def main() -> None:
     request = json.loads(sys.stdin.buffer.readline())
     reporter = Reporter(os.fdopen(request["report_to"], "w"))
@@ -508,8 +547,13 @@ def main() -> None:
         _tame_s3_client()
         repo = Repo(".")
         repo.scm_context.quiet = True
+        partial_copies = _note_partial_copies()
         store = Store(repo, request, reporter)
-        result = _OPERATIONS[request["operation"]](repo, store, request, reporter)
+        try:
+            result = _OPERATIONS[request["operation"]](repo, store, request, reporter)
+        except Exception:
+            _remove_partial_copies(repo, partial_copies)
+            raise
         reporter.say({"done": result})
     except Failure as failure:
         reporter.say(failure.report)

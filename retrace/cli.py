@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -41,6 +42,16 @@ def _date(value: str | None, option: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _end(work: Callable[[], int]) -> NoReturn:
+    """Run to the end and leave with its exit code. Typer would take every signal for Ctrl-C and say nothing."""
+    try:
+        code = work()
+    except KeyboardInterrupt as interrupt:
+        print("stopped", file=sys.stderr)
+        code = getattr(interrupt, "exit_code", 130)
+    raise typer.Exit(code)
+
+
 @app.command()
 def ingest(
     until: Annotated[str | None, typer.Option(help="fetch what ended by this date (default: now)")] = None,
@@ -49,7 +60,8 @@ def ingest(
     """Fetch new partitions of the raw data and commit them on the branch data."""
     from retrace.console import run_ingest
 
-    raise typer.Exit(run_ingest(_settings(), _date(until, "--until"), _date(since, "--since")))
+    start, end = _date(since, "--since"), _date(until, "--until")
+    _end(lambda: run_ingest(_settings(), end, start))
 
 
 @app.command()
@@ -60,7 +72,8 @@ def retrain(
     """Retrain a model by its Airflow DAG, in this process."""
     from retrace.console import run_retrain
 
-    raise typer.Exit(run_retrain(_settings(), model, _date(as_of, "--as-of")))
+    moment = _date(as_of, "--as-of")
+    _end(lambda: run_retrain(_settings(), model, moment))
 
 
 @app.command()
@@ -139,7 +152,7 @@ def demo() -> None:
     """Play the demo of params.yaml: fill the source, ingest, retrain, and again."""
     from retrace.console import run_demo
 
-    raise typer.Exit(run_demo(_settings()))
+    _end(lambda: run_demo(_settings()))
 
 
 @app.command("demo-reset", hidden=True)
@@ -156,7 +169,7 @@ def up() -> None:
     """Start Airflow (scheduler and UI) and the MLflow UI; Ctrl-C or `retrace down` ends all of it."""
     from retrace.console import run_up
 
-    raise typer.Exit(run_up(_settings()))
+    _end(lambda: run_up(_settings()))
 
 
 @app.command()
@@ -174,9 +187,6 @@ def main() -> None:
     except RetraceError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as error:
-        print("stopped", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 130))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)

@@ -20,11 +20,15 @@ from retrace.errors import RetraceError
 from retrace.git import Git, Mirror
 from retrace.progress import Terminal
 from retrace.register import snapshot_facts
-from retrace.runs import Run, chain, code_commit, data_as_of, data_commits, discard, params_at
+from retrace.registry.early import import_early, store_made_early
+from retrace.runs import SNAPSHOT, Run, chain, code_commit, data_as_of, data_commits, discard, params_at
 from retrace.show import log_lines, show_lines
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
+
+    from retrace.airflow.inprocess import TaskEvent
+
 
 class StepFailed(RetraceError):
     """A step of the demo failed; its own message has been shown."""
@@ -42,10 +46,16 @@ class Session:
         """Run a DAG; whether it succeeded. What failed has been told, and where the log is."""
         from retrace.airflow.inprocess import run_dag
 
-        result = run_dag(self.dags[dag], logical_date=logical_date, conf=conf)
+        result = run_dag(self.dags[dag], logical_date=logical_date, conf=conf, follow=_import_mlflow_early)
         if not result.succeeded:
             self.terminal.line(f"  {dag} failed; what it had done is kept on its run's ref; full log: {self.log}")
         return result.succeeded
+
+
+def _import_mlflow_early(event: TaskEvent) -> None:
+    """After a retrain's first task this process does little but wait for stages, and in the end it needs MLflow."""
+    if event.task_id == SNAPSHOT and event.state == "success":
+        import_early()
 
 
 @contextmanager
@@ -131,7 +141,7 @@ def run_retrain(settings: Settings, models: list[str], as_of: datetime | None) -
     for model in models:
         params.model(model)
     data_as_of(mirror, as_of)
-    with session(settings, mirror) as running:
+    with store_made_early(settings.mlflow), session(settings, mirror) as running:
         for line in left_out(settings, code):
             running.terminal.line(line)
         succeeded = [_retrain(running, model, as_of) for model in models]
@@ -200,7 +210,7 @@ def run_demo(settings: Settings) -> int:
         raise ConfigError("params.yaml has no section demo, which says what `make demo` plays")
     _fill_source(settings, mirror, code, params)
     if _remaining(mirror, params):
-        with session(settings, mirror) as running:
+        with store_made_early(settings.mlflow), session(settings, mirror) as running:
             for line in left_out(settings, code):
                 running.terminal.line(line)
             _play(running, params)

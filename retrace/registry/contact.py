@@ -46,6 +46,13 @@ def address(uri: str) -> str:
     return re.sub(r"^([^:/]+://).*@", r"\1", uri).partition("?")[0].partition("#")[0]
 
 
+def be_quiet() -> None:
+    """Keep MLflow quiet for as long as this process lives; what the user set himself stays."""
+    os.environ.update(_NO_TELEMETRY)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def contact(uri: str, patience: float) -> Iterator[None]:
     """Talk to MLflow; no single answer may take longer than `patience` seconds.

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from retrace.airflow.database import migrate
 from retrace.airflow.embedded import airflow_home, embedded_database, environment, keys, sqlite_url
@@ -213,13 +214,17 @@ class AirflowServer:
 
     def asset_events(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The asset events that set off a run: `source_dag_id`, `extra`, ..."""
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/upstreamAssetEvents"
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id)}/upstreamAssetEvents"
         return list(self._request("GET", path, None)["asset_events"])
+
+    def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """Every task of a run as the API tells it: `state`, `try_number`, `start_date`, ..."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances?limit=100"
+        return {task["task_id"]: task for task in self._request("GET", path, None)["task_instances"]}
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """The state of every task of a run."""
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=100"
-        return {task["task_id"]: task["state"] for task in self._request("GET", path, None)["task_instances"]}
+        return {task_id: task["state"] for task_id, task in self.tasks(dag_id, run_id).items()}
 
     def wait_for_runs(self, dag_id: str, count: int, seconds: float = 120.0) -> Sequence[Run]:
         """Wait until at least so many runs of the DAG have ended, and return all that have."""

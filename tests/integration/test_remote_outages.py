@@ -20,8 +20,8 @@ from servers import HOST, S3Server
 
 from retrace import register, stage
 from retrace.errors import TransientError
-from retrace.process import ChildDied, ObjectCorrupt, ObjectLost, RemoteRefused, RemoteUnavailable
 from retrace.lineage import event
+from retrace.process import ChildDied, ObjectCorrupt, ObjectLost, RemoteRefused, RemoteUnavailable
 from retrace.runs import Link, Run, chain
 from retrace.stage import StageResult
 
@@ -74,7 +74,7 @@ class Site:
         assert after[: len(before)] == before
         assert {link.state for link in after[len(before) :]} == {"failed"}
         assert mirror.read(head, "dvc.lock") == mirror.read(commit, "dvc.lock")
-        assert str(error) in mirror.message(head)
+        assert str(error).replace(f"{self.project.settings.var}/", "var/") in mirror.message(head)
         assert not [path for path in self.project.settings.workspaces.iterdir() if not path.name.endswith(".lock")]
         assert not processes_of(self.project.root)
 
@@ -88,9 +88,9 @@ def site(s3: S3Server, environments: Path, tmp_path_factory: pytest.TempPathFact
         root = tmp_path_factory.mktemp("outages") / "toy"
         project = Project.make(root, environments)
         use_s3(root, s3, PREFIX, f"http://{HOST}:{wire.port}")
-        for month, rows in (("2013-01", 10), (BIG, 60_000), ("2013-03", 10)):
+        for month, rows in (("2013-01", 10), (BIG, 60_000)):
             project.fill(month, rows)
-        project.ingest("2013-04-01")
+        project.ingest("2013-03-01")
         head = project.stages("alpha", "one")
         register.register(project.settings, Run("alpha", "one"), head)
         yield Site(project, s3, wire, chain(project.mirror, head))
@@ -143,7 +143,7 @@ def test_a_remote_that_cannot_be_read_fails_the_stage_and_a_retry_finishes(site:
     assert site.stage("features", run, commit).executed
 
 
-def test_a_remote_that_goes_down_while_a_stage_runs_costs_no_second_run_of_it(site: Site) -> None:
+def test_a_remote_that_goes_down_while_a_stage_runs_stops_only_what_needs_it(site: Site) -> None:
     run, commit = site.before("features")
     site.forget()
 
@@ -154,6 +154,8 @@ def test_a_remote_that_goes_down_while_a_stage_runs_costs_no_second_run_of_it(si
     try:
         with pytest.raises(RemoteUnavailable) as caught:
             site.stage("features", run, commit, stop)
+        # The data are here by now, and this stage makes nothing that is to be pushed.
+        assert site.stage("validate", *site.before("validate")).executed
     finally:
         site.server.start()
     site.assert_only_a_failure_was_kept(run, commit, caught.value)
@@ -162,19 +164,10 @@ def test_a_remote_that_goes_down_while_a_stage_runs_costs_no_second_run_of_it(si
     assert log.read_text().count("> python -m pipeline.stage") == 1
 
 
-def test_a_stage_that_needs_nothing_from_the_remote_does_not_ask_it(site: Site) -> None:
-    run, commit = site.before("validate")
-    site.stage("validate", *site.before("validate"))
-    with site.server.outage():
-        assert site.stage("validate", run, commit).executed
-
-
 # Credentials
 
 
-def test_a_wrong_secret_or_none_is_refused_at_once_and_not_retried(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_secret_or_none_is_refused_at_once_and_not_retried(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     run, commit = site.before("features")
     site.forget()
     for change, reason in (
@@ -269,11 +262,11 @@ def test_a_file_that_the_remote_lost_of_a_directory_is_healed_by_the_next_push(s
 
 def test_ingestion_says_which_partition_the_remote_has_lost(site: Site) -> None:
     partition = f"data/raw/events/{BIG}.parquet"
-    site.project.fill("2013-04")
+    site.project.fill("2013-03")
     tip = site.project.refs()["refs/heads/data"]
     site.forget()
     with changed(site.object(partition), None), pytest.raises(ObjectLost) as caught:
-        site.project.ingest("2013-05-01", since="2013-04-01")
+        site.project.ingest("2013-04-01", since="2013-03-01")
     assert f"{partition} (md5 " in str(caught.value)
     assert site.project.refs()["refs/heads/data"] == tip
 
