@@ -54,8 +54,16 @@ def test_the_toy_and_the_demo_are_valid() -> None:
         (lambda p: p["models"]["alpha"].update(datasets="events"), "models.alpha.datasets", "tuple"),
         (lambda p: p["models"]["alpha"].update(datasets=[]), "models.alpha.datasets", "at least 1"),
         (lambda p: p["models"]["alpha"].update(datasets=["weather"]), "models.alpha.datasets", "'weather'"),
-        (lambda p: p["models"]["alpha"].update(schedule={"cron": "daily"}), "models.alpha.schedule.cron", "five fields"),
-        (lambda p: p["models"]["alpha"].update(schedule={"crom": "@daily"}), "models.alpha.schedule.crom", "unknown key"),
+        (
+            lambda p: p["models"]["alpha"].update(schedule={"cron": "daily"}),
+            "models.alpha.schedule.cron",
+            "five fields",
+        ),
+        (
+            lambda p: p["models"]["alpha"].update(schedule={"crom": "@daily"}),
+            "models.alpha.schedule.crom",
+            "unknown key",
+        ),
         (lambda p: p["models"]["alpha"].update(score=["$(id)"]), "models.alpha.score.0", "pattern"),
         (
             lambda p: p["models"]["alpha"]["gate"][0].update(at_most=1),
@@ -67,7 +75,11 @@ def test_the_toy_and_the_demo_are_valid() -> None:
         (lambda p: p.update(models=["alpha"]), "models", "dictionary"),
         (lambda p: p.update(models={}), "models", "at least 1"),
         (lambda p: p["models"].update(alpha=None), "models.alpha", "dictionary"),
-        (lambda p: p["ingest"]["datasets"]["events"]["columns"].update({"a b": "float"}), "ingest.datasets.events", "'a b'"),
+        (
+            lambda p: p["ingest"]["datasets"]["events"]["columns"].update({"a b": "float"}),
+            "ingest.datasets.events",
+            "'a b'",
+        ),
         (lambda p: p["ingest"]["datasets"]["events"]["columns"].update(size="double"), "columns.size", "'float'"),
         (lambda p: p["ingest"]["datasets"]["events"].update(key=["id"]), "ingest.datasets.events", "key names id"),
         (lambda p: p["ingest"]["datasets"]["events"].update(query="SELECT 1"), "ingest.datasets.events", ":start"),

@@ -116,7 +116,9 @@ def test_a_branch_that_somebody_has_checked_out_is_left_alone(mirror: Mirror, or
     mirror.push([RefUpdate("refs/heads/data", main, ABSENT)])
     git(origin, "switch", "-q", "data")
     commit = mirror.write_commit(main, {"a": b"1"}, [main], "more")
-    with pytest.raises(GitError, match=r"refs/heads/data is checked out in .*; switch to another one \(git switch main\)"):
+    with pytest.raises(
+        GitError, match=r"refs/heads/data is checked out in .*; switch to another one \(git switch main\)"
+    ):
         mirror.push([RefUpdate("refs/heads/data", commit, main)])
     assert git(origin, "rev-parse", "data") == main
 
@@ -215,9 +217,12 @@ def test_a_commit_is_written_without_a_work_tree(mirror: Mirror) -> None:
 def test_names_and_messages_are_made_safe() -> None:
     assert escape_ref_part("manual__2013-07-01T00:00:00+00:00") == "manual__2013-07-01T00=3A00=3A00=2B00=3A00"
     assert escape_ref_part("../é @{") == "=2E=2E=2F=C3=A9=20=40=7B"
-    assert subprocess.run(
-        ["git", "check-ref-format", f"refs/runs/m/{escape_ref_part('a..b.lock~^:?*[')}"], check=False
-    ).returncode == os.EX_OK
+    assert (
+        subprocess.run(
+            ["git", "check-ref-format", f"refs/runs/m/{escape_ref_part('a..b.lock~^:?*[')}"], check=False
+        ).returncode
+        == os.EX_OK
+    )
     text = message("title", {"Key": "two\nlines: Other: x", "Next": "y"})
     assert text == "title\n\nKey: two lines: Other: x\nNext: y\n"
     assert (trailer(text, "Next"), trailer(text, "Other")) == ("y", None)

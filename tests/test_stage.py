@@ -232,7 +232,9 @@ def test_a_dependency_that_nothing_makes_is_named(project: Project) -> None:
 
 def test_a_dependency_may_be_a_folder_of_code_or_one_that_holds_datasets(project: Project) -> None:
     text = (project.root / "dvc.yaml").read_text()
-    code = "pipeline/__init__.py, pipeline/stage.py, pipeline/requirements.txt, pipeline/.python-version, data/raw/events"
+    code = (
+        "pipeline/__init__.py, pipeline/stage.py, pipeline/requirements.txt, pipeline/.python-version, data/raw/events"
+    )
     assert code in text
     (project.root / "dvc.yaml").write_text(text.replace(code, "pipeline, data/raw"))
     project.commit()
@@ -242,7 +244,9 @@ def test_a_dependency_may_be_a_folder_of_code_or_one_that_holds_datasets(project
 
 def test_a_stage_that_dvc_yaml_does_not_have_is_named(project: Project) -> None:
     commit = project.snapshot("alpha", "one")
-    with pytest.raises(PipelineError, match=rf"dvc.yaml of commit {commit[:8]} has no stage 'fit'; it has validate, fea"):
+    with pytest.raises(
+        PipelineError, match=rf"dvc.yaml of commit {commit[:8]} has no stage 'fit'; it has validate, fea"
+    ):
         project.stage("alpha", "one", "fit", commit)
     with pytest.raises(RunUnknown, match="the origin has no refs/runs/alpha/two; .*start the run again"):
         project.stage("alpha", "two", "validate", commit)
