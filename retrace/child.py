@@ -515,7 +515,7 @@ def _tame_s3_client() -> None:
 
 def _note_partial_copies() -> list[str]:
     """DVC leaves a half-made copy in the cache when the disk is full: note the names that it gives to such files."""
-    from dvc_objects.fs import local, utils  # type: ignore[import-untyped]
+    from dvc_objects.fs import local, utils
 
     names: list[str] = []
     make_name = utils.tmp_fname
@@ -525,7 +525,7 @@ def _note_partial_copies() -> list[str]:
         names.append(os.path.basename(name))
         return name
 
-    utils.tmp_fname = local.tmp_fname = noted
+    utils.tmp_fname = local.tmp_fname = noted  # type: ignore[attr-defined]
     return names
 
 

@@ -56,6 +56,6 @@ def sync_registry(settings: Settings, model: str | None) -> Iterator[str]:
     for name in models:
         for line in _publish(settings, name):
             changed = True
-            yield f"{name}: {line}"
+            yield f"{name}: {line.removeprefix('MLflow: ')}"
     if not changed:
         yield "MLflow is up to date"

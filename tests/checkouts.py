@@ -1,4 +1,4 @@
-"""Copies of this very project for tests that use it as a newcomer would: its files, committed, in a folder of their own."""
+"""Copies of this very project for tests that use it as a newcomer would: its files, committed, in another folder."""
 
 from __future__ import annotations
 

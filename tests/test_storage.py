@@ -1,4 +1,4 @@
-"""Objects that are lost, rotten or swapped, in the remote and in this machine's cache: healed or refused, never used."""
+"""Objects that are lost, rotten or swapped, in the remote and in this machine's cache: healed or refused."""
 
 from __future__ import annotations
 

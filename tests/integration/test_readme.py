@@ -1,4 +1,4 @@
-"""Every command of the README, in its order, in a newcomer's checkout; tuning is made short, nothing else is changed."""
+"""Every command of the README, in its order, in a newcomer's checkout; only tuning is made short."""
 
 from __future__ import annotations
 

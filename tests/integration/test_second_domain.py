@@ -1,4 +1,4 @@
-"""Promise 5: the demo is replaced by replacing `pipeline/`, `params.yaml` and the stages in `dvc.yaml`, as the README says."""
+"""Promise 5: the demo is replaced by replacing `pipeline/`, `params.yaml` and the stages in `dvc.yaml`."""
 
 from __future__ import annotations
 
