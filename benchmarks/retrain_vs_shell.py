@@ -22,6 +22,7 @@ _ITEMS = (
 
 def measure(laboratory: Laboratory) -> list[Table]:
     shell, programs, retrains = [], [], []
+    run_by_shell(laboratory)  # the first one finds the stages' packages on a cold disk
     for repetition in range(laboratory.repetitions):
         tell(f"retrain_vs_shell {repetition + 1}/{laboratory.repetitions}")
         wall, parts = run_by_shell(laboratory)
