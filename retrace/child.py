@@ -175,6 +175,8 @@ class Store:
 
     def pull(self, wanted: dict[str, str]) -> dict[str, str]:
         """Bring paths (path -> md5) into the workspace; file path -> md5 of all that was brought."""
+        if not wanted:  # DVC takes no paths for all paths
+            return {}
         with self.reached():
             missing_directories = self.absent(self.cache, {oid for oid in wanted.values() if oid.endswith(".dir")})
             lost = self.absent(self.remote, missing_directories)
@@ -345,9 +347,14 @@ class StageRun:
         if _in_git(dependency):
             return []
         try:
-            return list(self.repo.find_outs_by_path(dependency.fs_path, strict=False))
+            return list(self.repo.find_outs_by_path(dependency.fs_path, recursive=True, strict=False))
         except OutputNotFoundError:
             return []
+
+    def parts(self, wanted: dict[str, str]) -> dict[str, str]:
+        """Of what is wanted, that which is no dependency itself but lies in one or holds one."""
+        whole = {dependency.def_path for dependency in self.dependencies}
+        return {path: oid for path, oid in wanted.items() if path not in whole}
 
     def current(self, wanted: dict[str, str]) -> bool:
         """Whether the lock's entry says all that would be found now, and every output can be had."""
@@ -371,6 +378,7 @@ class StageRun:
     def run(self) -> dict[str, Any]:
         self.reporter.phase("check")
         wanted = self.produced()
+        self.store.pull(self.parts(wanted))  # the hash of a dependency of which these are parts needs the files
         if self.current(wanted):
             self.store.push(self.request["address"], self.made())
             return {"skipped": True}
@@ -391,8 +399,8 @@ class StageRun:
         self.reporter.phase("push")
         self.store.push(self.request["address"], self.made())
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
-        code = [dep.def_path for dep in self.dependencies if dep.def_path not in wanted]
-        inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code) if Path(name).is_file()]
+        code = {name for dep in self.dependencies for name in _files(dep.def_path)} - hashes.keys()
+        inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code)]
         return {"skipped": False, "started": started, "ended": ended, "inputs": inputs, **record}
 
     def execute(self, **options: bool) -> None:
@@ -451,12 +459,16 @@ class StageRun:
         entry = YAML(typ="safe").load(Path("dvc.lock").read_text())["stages"][self.request["address"]]
         outputs = []
         for out in entry["outs"]:
-            root = Path(out["path"])
-            names = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-            files = [{"path": name.as_posix(), **hash_file(name).as_dict()} for name in names]
+            files = [{"path": name, **hash_file(Path(name)).as_dict()} for name in _files(out["path"])]
             outputs.append({"path": out["path"], "md5": out["md5"], "files": files})
         uncached = [out.def_path for out in self.stage.outs if not out.use_cache]
         return {"lock": entry, "outputs": outputs, "uncached": uncached}
+
+
+def _files(path: str) -> list[str]:
+    """A file itself, or every file below a folder."""
+    root = Path(path)
+    return sorted(name.as_posix() for name in root.rglob("*") if name.is_file()) if root.is_dir() else [path]
 
 
 def _in_git(dependency: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from projects import STAGES, Project, processes_of
 
-from retrace import environment, stage, versions
+from retrace import environment, register, stage, versions
 from retrace.dvcfiles import PipelineError, lock_entries
 from retrace.errors import TransientError
 from retrace.git import RefMoved, RefUpdate
@@ -238,8 +238,14 @@ def test_a_dependency_may_be_a_folder_of_code_or_one_that_holds_datasets(project
     assert code in text
     (project.root / "dvc.yaml").write_text(text.replace(code, "pipeline, data/raw"))
     project.commit()
-    commit = project.stage("alpha", "one", "validate", project.snapshot("alpha", "one")).commit
-    assert len(json.loads(project.mirror.read(commit, "reports/alpha/validation.json") or b"")["partitions"]) == 3
+    last = project.stages("alpha", "one")
+    assert len(json.loads(project.mirror.read(last, "reports/alpha/validation.json") or b"")["partitions"]) == 3
+    told = event.facts_of(project.mirror.read(last, event.path("alpha", "validate")) or b"")
+    inputs = {item["path"] for item in told["inputs"]}
+    assert {"pipeline/stage.py", "data/raw/events/2013-01.parquet", "data/raw/events.dvc"} <= inputs
+    register.register(project.settings, Run("alpha", "one"), last)
+    again = project.stage("alpha", "two", "validate", project.snapshot("alpha", "two"))
+    assert not again.executed, "nothing has changed"
 
 
 def test_a_stage_that_dvc_yaml_does_not_have_is_named(project: Project) -> None:
