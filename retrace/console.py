@@ -115,7 +115,6 @@ def left_out(settings: Settings, code: str) -> list[str]:
     status = Git(settings.root).out("status", "--porcelain", "--untracked-files=all", "-z")
     entries = [entry for entry in status.split("\0") if entry]
     changed = [entry[3:] for entry in entries if not entry.startswith("??") or entry[3:] != "dvc.lock"]
-    changed = [path for path in changed if not path.startswith("data/raw/")]
     if not changed:
         return []
     shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -223,8 +224,11 @@ class Mirror(Git):
             directory.parent.mkdir(parents=True, exist_ok=True)
             with locked(directory.parent / f"{directory.name}.lock"):
                 if not (directory / "HEAD").exists():
-                    Git(directory.parent).out("init", "--quiet", "--bare", str(directory))
-                    Git(directory).out("config", "gc.auto", "0")
+                    aside = directory.with_name(f"{directory.name}.new")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    Git(directory.parent).out("init", "--quiet", "--bare", str(aside))
+                    Git(aside).out("config", "gc.auto", "0")
+                    aside.rename(directory)
         return cls(directory, origin)
 
     def _remote(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:

@@ -16,7 +16,7 @@ from retrace import manifest
 from retrace.config import IngestSettings, Params, Settings
 from retrace.dvcfiles import RAW, pointer_md5
 from retrace.errors import RetraceError
-from retrace.git import ABSENT, Mirror, RefUpdate, message
+from retrace.git import ABSENT, Git, Mirror, RefUpdate, message
 from retrace.intervals import Interval, intervals
 from retrace.lineage import event
 from retrace.manifest import Partition
@@ -38,6 +38,10 @@ Fetch = Callable[[IngestSettings, str, Interval, Path, str], Partition]
 
 class NothingToIngest(RetraceError):
     """No whole interval lies in the time that was asked for."""
+
+
+class OwnData(RetraceError):
+    """The checkout has pointers of its own in git: it is of a version."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,15 @@ def ingest(settings: Settings, call: IngestCall, fetch: Fetch, follow: Callable[
             f"no whole {params.ingest.every} lies between {_since(mirror, params, call):%Y-%m-%d} and "
             f"{call.until:%Y-%m-%d}; give a later --until"
         )
-    base = mirror.write_commit(
-        code, with_data(mirror, code, mirror.resolve(DATA_BRANCH)), [code], "workspace of ingestion"
-    )
+    # Others on this machine move the mirror's ref, too: the tip is read once, so that whoever was faster is noticed.
+    tip = mirror.resolve(DATA_BRANCH)
+    base = mirror.write_commit(code, with_data(mirror, code, tip), [code], "workspace of ingestion")
     done = []
     with workspace(settings, mirror, base, f"ingest--{call.run_id}") as space:
         for interval in wanted:
-            step = _Step(settings, mirror, params, call, space, interval)
+            step = _Step(settings, mirror, params, call, space, interval, tip)
             result = step.run(fetch)
+            tip = result.commit or tip
             follow(result)
             done.append(result)
     return done
@@ -109,11 +114,11 @@ class _Step:
     call: IngestCall
     space: Workspace
     interval: Interval
+    tip: str | None
 
     def run(self, fetch: Fetch) -> Ingested:
         started = datetime.now(UTC)
-        tip = self.mirror.resolve(DATA_BRANCH)
-        manifests = {name: self._manifest(tip, name) for name in self.params.ingest.datasets}
+        manifests = {name: self._manifest(name) for name in self.params.ingest.datasets}
         fetched = {}
         for name in self.params.ingest.datasets:
             path = f"{RAW}/{name}/{self.interval.name}.parquet"
@@ -123,12 +128,12 @@ class _Step:
             self._clear(fetched)
             return Ingested(self.interval.name, None, "unchanged")
         summary = self._summary(changed, manifests)
-        commit = self._commit(tip, changed, manifests, summary, started)
+        commit = self._commit(changed, manifests, summary, started)
         self._clear(fetched)
         return Ingested(self.interval.name, commit, summary)
 
-    def _manifest(self, tip: str | None, name: str) -> tuple[Partition, ...]:
-        text = self.mirror.read(tip, f"{RAW}/{name}.manifest") if tip else None
+    def _manifest(self, name: str) -> tuple[Partition, ...]:
+        text = self.mirror.read(self.tip, f"{RAW}/{name}.manifest") if self.tip else None
         return manifest.parse_manifest(text.decode() if text else "", f"{RAW}/{name}.manifest on data")
 
     def _clear(self, fetched: Mapping[str, Partition]) -> None:
@@ -147,7 +152,6 @@ class _Step:
 
     def _commit(
         self,
-        tip: str | None,
         changed: Mapping[str, Partition],
         manifests: Mapping[str, tuple[Partition, ...]],
         summary: str,
@@ -170,8 +174,8 @@ class _Step:
             f"data: {self.interval.name}: {summary}",
             {"Retrace-Stage": "ingest", "Retrace-Run": self.call.run_id, THROUGH: through.isoformat()},
         )
-        commit = self.mirror.write_commit(tip, changes, [tip] if tip else [], text)
-        self.mirror.push([RefUpdate(DATA_BRANCH, commit, tip or ABSENT)])
+        commit = self.mirror.write_commit(self.tip, changes, [self.tip] if self.tip else [], text)
+        self.mirror.push([RefUpdate(DATA_BRANCH, commit, self.tip or ABSENT)])
         self.mirror.out("update-ref", DATA_BRANCH, commit)
         return commit
 
@@ -203,25 +207,36 @@ class _Step:
 
 
 def pull_data(settings: Settings) -> list[str]:
-    """Give a developer's checkout the newest raw data: pointers and files, which `dvc repro` needs.
+    """Give a developer's checkout the files of the newest raw data, which `dvc repro` needs.
 
-    The pointers are not committed to `main`, and are left unignored because DVC refuses an ignored one. Returns the
-    paths of the datasets. Raises `NoData` when there is none.
+    The pointers stay only as long as DVC needs them: `main` has none, and one left behind would be dirt there (DVC
+    refuses an ignored one) and stand in the way of `git checkout` of a version, which has its own. Returns the paths
+    of the datasets. Raises `NoData` when there is none, and `OwnData` in a checkout of a version.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     data = data_as_of(mirror, None)
     files = raw_files(mirror, data.commit)
-    shas: dict[str, str] = {}
-    for path in files:
-        content = mirror.read(data.commit, path)
-        assert content is not None
-        if path.endswith(".dvc"):
-            (settings.root / path).write_bytes(content)
-        else:
-            shas |= {row.path: row.sha256 for row in manifest.parse_manifest(content.decode(), path)}
-    paths = sorted(path.removesuffix(".dvc") for path in files if path.endswith(".dvc"))
+    if tracked := Git(settings.root).out("ls-files", "--", *files):
+        raise OwnData(
+            f"{settings.root} has data of its own in git ({tracked.splitlines()[0]}); `dvc checkout` brings it, or "
+            "`git switch main` first for the newest"
+        )
+    contents = {path: mirror.read(data.commit, path) or b"" for path in files}
+    pointers = {path: content for path, content in contents.items() if path.endswith(".dvc")}
+    shas = {
+        row.path: row.sha256
+        for path in contents.keys() - pointers.keys()
+        for row in manifest.parse_manifest(contents[path].decode(), path)
+    }
+    paths = sorted(path.removesuffix(".dvc") for path in pointers)
     request = {"operation": "bring", "paths": paths, "sha256": shas}
     space = Workspace(settings.root, data.commit)
-    run_job(settings, Job("pull of data", space, request, settings.logs / f"pull-{os.getpid()}.log"))
+    try:
+        for path, content in pointers.items():
+            (settings.root / path).write_bytes(content)
+        run_job(settings, Job("pull of data", space, request, settings.logs / f"pull-{os.getpid()}.log"))
+    finally:
+        for path in pointers:
+            (settings.root / path).unlink(missing_ok=True)
     return paths

@@ -215,12 +215,30 @@ def _follow(reading: int, job: Job, follow: Callable[[str], None] | None) -> dic
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and all that it started, and return when none of them runs any more."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     if child.stdin is not None:
         with suppress(BrokenPipeError):
             child.stdin.close()
     child.wait()
+    while _runs(child.pid):
+        time.sleep(0.01)
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of the group lives; one that is dead and waits for its parent to look does not."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def last_line(log: Path) -> str:

@@ -41,7 +41,11 @@ def holdout_metrics(git: Git, commit: str, model: str) -> dict[str, float]:
     """The metrics on the holdout, from `metrics/<model>.json` with the key `holdout`. Raises `MetricsMissing`."""
     path = f"metrics/{model}.json"
     content = git.read(commit, path)
-    found = json.loads(content).get("holdout") if content is not None else None
+    try:
+        metrics = json.loads(content) if content is not None else None
+    except ValueError:
+        metrics = None
+    found = metrics.get("holdout") if isinstance(metrics, dict) else None
     if not isinstance(found, dict):
         raise MetricsMissing(f"{path} of commit {commit[:8]} has no key 'holdout'; the evaluate stage must write it")
     return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}

@@ -173,6 +173,13 @@ def same_outputs(git: Git, model: str, commit: str, known: Iterable[Version]) ->
     return None
 
 
+def _next_name(git: Git, prefix: str, grammar: re.Pattern[str]) -> str:
+    """The name after the last that is taken, be it by a tag that is not annotated and so stands for nothing."""
+    taken = git.out("for-each-ref", "--format=%(refname:strip=2)", f"refs/tags/{prefix}*").splitlines()
+    numbers = [int(match["number"]) for match in map(grammar.fullmatch, taken) if match]
+    return f"{prefix}{max(numbers, default=0) + 1}"
+
+
 def create(mirror: Mirror, model: str, commit: str, title: str, trailers: dict[str, str]) -> Version:
     """Tag a commit as the model's next version. Safe against others who do the same at the same time."""
     while True:
@@ -181,7 +188,7 @@ def create(mirror: Mirror, model: str, commit: str, title: str, trailers: dict[s
         existing = next((version for version in own if version.commit == commit), None)
         if existing is not None:
             return existing
-        name = f"{model}@v{own[-1].number + 1 if own else 1}"
+        name = _next_name(mirror, f"{model}@v", _VERSION)
         tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers))
         try:
             mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])
@@ -196,7 +203,7 @@ def assign(mirror: Mirror, version: Version, alias: str, because: str) -> Assign
         own = [assignment for assignment in assignments(mirror, version.model) if assignment.alias == alias]
         if own and own[-1].commit == version.commit:
             return own[-1]
-        name = f"{version.model}#{alias}#{own[-1].number + 1 if own else 1}"
+        name = _next_name(mirror, f"{version.model}#{alias}#", _ASSIGNMENT)
         trailers = {"Retrace-Version": version.name, "Retrace-Because": because}
         tag = mirror.write_tag(name, version.commit, message(f"{name}: {version.name}", trailers))
         try:

@@ -48,3 +48,12 @@ def with_a_version(ingested: Project, tmp_path_factory: pytest.TempPathFactory) 
 def trained(with_a_version: Project, tmp_path: Path) -> Project:
     """The toy project with alpha@v1, which is champion, made by the run `first`."""
     return with_a_version.copy(tmp_path / "project")
+
+
+# The longest files first, so that no worker is left alone with one of them at the end.
+LONGEST = ("test_readme.py", "test_schedule.py", "test_production.py", "test_cli.py", "test_second_domain.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

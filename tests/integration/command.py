@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from projects import ROOT, Project, processes_of
 
 from retrace.airflow.database import prepare_embedded
@@ -112,6 +113,14 @@ def wait_for_stage(project: Project, model: str) -> int:
     path = project.settings.var / "scratch" / f"{model}.pid"
     until(lambda: path.exists() and path.read_text() != "", f"a waiting stage of {model}")
     return int(path.read_text())
+
+
+def runs(process: int) -> bool:
+    """Whether a process lives; dead ones may stay in the table until somebody asks how they ended."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def left_behind(project: Project) -> list[str]:

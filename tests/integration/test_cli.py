@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Command, Done, hold, left_behind, let_go, retrace, seed, served, until, wait_for_stage
+from command import Command, Done, hold, left_behind, let_go, retrace, runs, seed, served, until, wait_for_stage
 from projects import STAGES, Project, git, processes_of
 
 from retrace.runs import COMPLETE, chain
@@ -284,7 +284,7 @@ def test_an_interrupt_in_a_stage_leaves_the_state_as_it_was(
     done = command.done()
     assert (done.code, done.err) == (code, "stopped\n")
     assert list(steps(done.out)) == ["snapshot", "validate"], "no step after it, no second try"
-    assert not Path(f"/proc/{stage}").exists() and left_behind(rough) == []
+    assert not runs(stage) and left_behind(rough) == []
     assert rough.refs() == before
 
 
@@ -296,7 +296,7 @@ def test_a_killed_retrain_leaves_no_process_and_the_next_one_goes_on_with_it(rou
     stage = wait_for_stage(rough, "beta")
     os.kill(command.process.pid, signal.SIGKILL)
     command.done()
-    until(lambda: not Path(f"/proc/{stage}").exists() and processes_of(rough.root) == [], "the processes to be gone")
+    until(lambda: not runs(stage) and processes_of(rough.root) == [], "the processes to be gone")
     (ref,) = (ref for ref in rough.refs().keys() - before.keys() if ref.startswith("refs/runs/"))
     assert completed(rough, ref) == ["snapshot", "validate@beta", "features@beta"]
 

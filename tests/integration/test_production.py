@@ -214,11 +214,13 @@ def test_the_version_is_in_the_origin_and_every_object_in_the_bucket(production:
 @pytest.fixture(scope="module")
 def client(production: Production) -> Iterator[Any]:
     """MLflow on PostgreSQL, artifacts on S3."""
+    import boto3
     import mlflow
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in production.variables.items():
             patch.setenv(name, value)
+        boto3.setup_default_session()  # another test of this process may have left one with its own credentials
         mlflow.set_tracking_uri(production.variables["MLFLOW_TRACKING_URI"])
         yield mlflow.MlflowClient()
 
