@@ -12,8 +12,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from retrace.errors import RetraceError, TransientError
 
 ABSENT = ""
 _IDENTITY = {"NAME": "Retrace", "EMAIL": "retrace@localhost"}
+_LOCKED = re.compile(r"Unable to create '([^']+\.lock)': File exists")
+_LOCK_SECONDS = 10.0  # git holds the lock of a ref for milliseconds
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
@@ -233,7 +236,24 @@ class Mirror(Git):
 
     def _remote(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
         stall = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": "20"}
-        return self.run(*arguments, environment=stall)
+        done = self.run(*arguments, environment=stall)
+        while done.returncode != 0 and self._freed(done.stderr.decode(errors="replace")):
+            done = self.run(*arguments, environment=stall)
+        return done
+
+    def _freed(self, text: str) -> bool:
+        """Whether a lock that git complains of is gone now: one that a killed git has left on a ref is removed."""
+        places = (self.directory, Path(self.origin, "refs"), Path(self.origin, ".git/refs"))
+        for name in _LOCKED.findall(text):
+            lock = Path(name)
+            if not any(lock.is_relative_to(place) for place in places):
+                return False
+            with suppress(FileNotFoundError):
+                left = lock.stat()
+                time.sleep(max(0.0, left.st_mtime + _LOCK_SECONDS - time.time()))
+                if os.path.samestat(left, lock.stat()):
+                    lock.unlink()
+        return _LOCKED.search(text) is not None
 
     def _unavailable(self, what: str, done: subprocess.CompletedProcess[bytes]) -> OriginUnavailable:
         return OriginUnavailable(

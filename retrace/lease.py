@@ -103,7 +103,12 @@ def publication(mirror: Mirror, model: str) -> Iterator[None]:
     Raises `ModelBusy`.
     """
     name, writer = f"{model}.publish", str(uuid.uuid4())
-    take(mirror, name, writer, _PUBLICATION_MINUTES, this_process())
+    try:
+        take(mirror, name, writer, _PUBLICATION_MINUTES, this_process())
+    except ModelBusy:
+        raise ModelBusy(
+            f"the versions of {model} are being written to MLflow by another process; wait for it to end"
+        ) from None
     try:
         yield
     finally:

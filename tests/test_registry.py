@@ -311,8 +311,10 @@ def test_the_way_out_works(
         assert client.get_run(runs[0]).info.lifecycle_stage == "active"
 
 
-def test_runs_left_by_lost_answers_are_removed(registry: Registry, client: MlflowClient, entry: Entry) -> None:
-    experiment = client.create_experiment("late_arrival")
+def test_runs_left_by_lost_answers_are_removed(
+    registry: Registry, client: MlflowClient, entry: Entry, tmp_path: Path
+) -> None:
+    experiment = client.create_experiment("late_arrival", artifact_location=str(tmp_path / "artifacts"))
     for _ in range(2):
         client.create_run(experiment, tags=entry.tags)
     run = registry.publish(entry)
