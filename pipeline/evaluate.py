@@ -100,7 +100,7 @@ def main(model: str) -> None:
     for name, plot in {**plots, "calibration": calibration(labels, predictions)}.items():
         plot.to_csv(output("plots", model, f"{name}.csv"), index=False, lineterminator="\n")
     told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"evaluate {model} {newest}: {told}", flush=True)
+    print(f"{newest}: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def main(model: str) -> None:
     for name in names:
         table = partition(RAW / "flights" / f"{name}.parquet", settings)
         table.to_parquet(output("data/features", model, f"{name}.parquet"), index=False)
-        print(f"features {model} {name}: {len(table):,} flights", flush=True)
+        print(f"{name}: {len(table):,} flights", flush=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(model: str) -> None:
         what = f"column {first['column']} not so: {first['check']}" if first["column"] else f"not so: {first['check']}"
         told = f"bad data in {first['dataset']} {first['partition']}: {what} ({first['detail'] or 'absent'})"
         raise Problem(f"{told}; {len(failed)} of {len(checks)} checks failed: reports/{model}/validation.json")
-    print(f"validate {model}: {len(checks)} checks passed", flush=True)
+    print(f"{len(checks)} checks passed", flush=True)
 
 
 if __name__ == "__main__":

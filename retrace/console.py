@@ -266,14 +266,16 @@ def _farewell(settings: Settings, params: Params) -> None:
     name = versions.versions(Git(settings.root), model)[-1].name
     print(f"\n$ retrace show {name}")
     print("\n".join(show_lines(settings, name, as_json=False)))
-    print(
-        "\nNext:\n"
-        f"  source .venv/bin/activate\n"
-        f"  retrace checkout {name} /tmp/{model}-v2          its code, data and model, verified\n"
-        f"  retrace rollback {model} --because 'try it'   v1 is champion again; git keeps the reason\n"
-        f"  retrace retrain {model}                       nothing changed: no stage runs, no version is made\n"
-        f"  make up                                          Airflow's and MLflow's pages"
-    )
+    following = {
+        "source .venv/bin/activate": "",
+        f"retrace checkout {name} ../{name}": "its code, data and model, verified",
+        f"retrace rollback {model} --because 'try it'": "v1 is champion again; git keeps the reason",
+        f"retrace retrain {model}": "nothing changed: no stage runs, no version is made",
+        "make up": "Airflow's and MLflow's pages",
+    }
+    width = max(map(len, following))
+    print("\nNext:")
+    print("\n".join(f"  {command:<{width}}  {what}".rstrip() for command, what in following.items()))
 
 
 def reset(settings: Settings) -> Iterator[str]:

@@ -6,12 +6,13 @@ which outputs belong to a model, and the md5 of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from retrace.config import ConfigError, Params
 from retrace.errors import RetraceError
 
 LOCK = "dvc.lock"
@@ -32,6 +33,7 @@ class StageTemplate:
     dependencies: tuple[str, ...]
     outputs: tuple[str, ...]
     uncached: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
 
     def address(self, model: str) -> str:
         return f"{self.name}@{model}"
@@ -70,11 +72,40 @@ def stages(text: str, where: str = "dvc.yaml") -> tuple[StageTemplate, ...]:
                 dependencies=tuple(_path_of(item)[0] for item in do.get("deps", ())),
                 outputs=tuple(path for path, _ in outputs),
                 uncached=tuple(path for path, flags in outputs if flags.get("cache") is False),
+                parameters=tuple(_parameters(do.get("params", ()))),
             )
         )
     if not found:
         raise PipelineError(f"{where} has no stages")
     return _in_order(found, where)
+
+
+def _parameters(items: Iterable[object]) -> Iterator[str]:
+    """The keys of params.yaml that a stage names; those of other files are DVC's affair."""
+    for item in items:
+        if isinstance(item, Mapping):
+            yield from (str(key) for key in item.get("params.yaml") or ())
+        else:
+            yield str(item)
+
+
+def check_parameters(params: Params, templates: Iterable[StageTemplate], where: str) -> None:
+    """Refuse a key of a model that no stage names: a slip, or a parameter whose change nothing would notice.
+
+    Raises `ConfigError`.
+    """
+    named = {parameter for template in templates for parameter in template.parameters}
+    prefix = "models.${key}"
+    if prefix in named:
+        return
+    known = {name.removeprefix(f"{prefix}.").partition(".")[0] for name in named if name.startswith(f"{prefix}.")}
+    for model, settings in params.models.items():
+        for key in settings.model_extra or ():
+            if key not in known:
+                raise ConfigError(
+                    f"{where}: models.{model}.{key}: unknown key, neither Retrace's nor under `params` of a stage in "
+                    "dvc.yaml; correct its spelling or declare it there"
+                )
 
 
 def _in_order(found: list[StageTemplate], where: str) -> tuple[StageTemplate, ...]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from retrace.config import Params, Settings, parse_params
-from retrace.dvcfiles import LOCK, RAW, entries_of, lock_entries, lock_text, output_md5s
+from retrace.dvcfiles import LOCK, RAW, check_parameters, entries_of, lock_entries, lock_text, output_md5s, stages
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
@@ -93,11 +93,17 @@ def code_commit(settings: Settings, mirror: Mirror) -> str:
 
 
 def params_at(git: Git, commit: str) -> Params:
-    """params.yaml of a commit, checked. Raises `ConfigError` or `GitError`."""
-    text = git.read(commit, "params.yaml")
-    if text is None:
-        raise GitError(f"commit {commit[:8]} has no params.yaml")
-    return parse_params(text.decode(), f"params.yaml of commit {commit[:8]}")
+    """params.yaml of a commit, checked, also against its dvc.yaml.
+
+    Raises `ConfigError`, `PipelineError` or `GitError`.
+    """
+    where = f"of commit {commit[:8]}"
+    text, pipeline = git.read_many([f"{commit}:params.yaml", f"{commit}:dvc.yaml"])
+    if text is None or pipeline is None:
+        raise GitError(f"commit {commit[:8]} has no {'params.yaml' if text is None else 'dvc.yaml'}")
+    params = parse_params(text.decode(), f"params.yaml {where}")
+    check_parameters(params, stages(pipeline.decode(), f"dvc.yaml {where}"), f"params.yaml {where}")
+    return params
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,20 @@ def test_nothing_of_a_wrong_commit_is_run(project: Project) -> None:
     assert not list(project.root.rglob("x"))
 
 
+def test_a_key_of_a_model_that_no_stage_reads_is_refused(project: Project) -> None:
+    """A slip in one of Retrace's own keys would otherwise pass for a parameter of the domain, and do nothing."""
+    project.edit_params(lambda params: params["models"]["alpha"].update(timeout_minute=5))
+    before = project.refs()
+    with pytest.raises(ConfigError) as raised:
+        project.snapshot("beta", "one")
+    commit = project.git.resolve("main") or ""
+    assert str(raised.value) == (
+        f"params.yaml of commit {commit[:8]}: models.alpha.timeout_minute: unknown key, neither Retrace's nor under "
+        "`params` of a stage in dvc.yaml; correct its spelling or declare it there"
+    )
+    assert project.refs() == before
+
+
 @pytest.mark.parametrize("name", ["gamma", "$(touch x)", "../x"])
 def test_an_unknown_model_is_refused_and_the_known_ones_are_named(project: Project, name: str) -> None:
     before = project.refs()

@@ -32,7 +32,7 @@ from retrace.airflow.operators import (
     StageOperator,
 )
 from retrace.config import ModelSettings, Params, ScheduleSettings, parse_params
-from retrace.dvcfiles import StageTemplate, stages
+from retrace.dvcfiles import StageTemplate, check_parameters, stages
 
 STAGE_POOL = "retrace_stages"
 # What operators raise for a transient error, and what may befall a task's talk with Airflow. Anything else is wrong
@@ -56,8 +56,11 @@ def _root(project: Path) -> str:
 
 def read_project(project: Path) -> tuple[Params, tuple[StageTemplate, ...]]:
     """params.yaml and dvc.yaml beside the DAG files. Raises `ConfigError` or `PipelineError`."""
-    params = parse_params((project / "params.yaml").read_text(), str(project / "params.yaml"))
-    return params, stages((project / "dvc.yaml").read_text(), str(project / "dvc.yaml"))
+    where = str(project / "params.yaml")
+    params = parse_params((project / "params.yaml").read_text(), where)
+    templates = stages((project / "dvc.yaml").read_text(), str(project / "dvc.yaml"))
+    check_parameters(params, templates, where)
+    return params, templates
 
 
 def _schedule(settings: ScheduleSettings) -> Any:

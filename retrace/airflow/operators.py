@@ -159,7 +159,7 @@ class StageOperator(RetraceOperator):
             task=task, ref=task.run.ref, commit=self.given(context), stage=self.stage, timeout=self.timeout
         )
         result = run_stage(settings, call, self.phase)
-        self.done(last_line(log_path(settings, task))[:100] if result.executed else "unchanged, not run")
+        self.done(last_line(log_path(settings, task)) if result.executed else "unchanged, not run")
         return result.commit
 
 

@@ -61,6 +61,7 @@ class Wire:
         self._open: set[socket.socket] = set()
         self.broken: Literal["closed", "silent"] | None = None
         self._plan: tuple[Direction, int, Callable[[], None]] | None = None
+        self._uploads: tuple[int, Callable[[], None]] | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def break_after(self, size: int, direction: Direction, how: Literal["closed", "silent"]) -> None:
@@ -71,8 +72,12 @@ class Wire:
         """Do something when this many further bytes have passed."""
         self._plan = (direction, size, action)
 
+    def stall_upload(self, number: int, action: Callable[[], None]) -> None:
+        """Fall silent before this upload of an object (1: the next one) gets through, and do something then."""
+        self._uploads = (number, action)
+
     def mend(self) -> None:
-        self._plan, self.broken = None, None
+        self._plan, self._uploads, self.broken = None, None, None
 
     def close(self) -> None:
         self._listener.close()
@@ -106,6 +111,8 @@ class Wire:
         with suppress(OSError):
             while self.broken != "closed" and (block := source.recv(1 << 14)):
                 self._count(direction, len(block))
+                if block.startswith(b"PUT "):  # a client begins a request in a packet of its own
+                    self._count_upload()
                 if self.broken is None:
                     target.sendall(block)
             target.shutdown(socket.SHUT_WR)
@@ -117,4 +124,15 @@ class Wire:
             wanted, left, action = self._plan[0], self._plan[1] - size, self._plan[2]
             self._plan = (wanted, left, action) if left > 0 else None
         if left <= 0:
+            action()
+
+    def _count_upload(self) -> None:
+        with self._lock:
+            if self._uploads is None:
+                return
+            left, action = self._uploads[0] - 1, self._uploads[1]
+            self._uploads = (left, action) if left > 0 else None
+            if left == 0:
+                self.broken = "silent"
+        if left == 0:
             action()

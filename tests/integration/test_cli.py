@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from command import Command, Done, hold, left_behind, let_go, retrace, runs, seed, served, until, wait_for_stage
 from projects import STAGES, Project, git, processes_of
+from servers import free_port
 
 from retrace.runs import COMPLETE, chain
 from retrace.versions import champions, versions
@@ -186,6 +187,27 @@ def test_versions_are_listed_shown_promoted_rolled_back_and_synchronised(story: 
         connection.execute("UPDATE registered_model_aliases SET version = 1 WHERE name = 'alpha'")
     assert said(retrace(project, "sync").out) == ["alpha: champion -> v2"]
     assert said(retrace(project, "sync", "alpha").out) == ["MLflow is up to date"]
+
+
+def test_what_an_outage_of_mlflow_left_out_is_written_by_a_sync(story: Story) -> None:
+    """Versions and promotions stand in git whether MLflow answers or not; who could not write it says so at once."""
+    project = story.project
+    down = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
+    project.edit_params(lambda params: params["models"]["alpha"]["evaluate"].update(note="MLflow is down"))
+    done = retrace(project, "retrain", "alpha", **down)
+    assert done.code == 1 and "Traceback" not in done.out + done.err
+    told = steps(done.out)
+    assert told["register"] == "alpha@v4" and told["gate"].startswith("alpha@v4 is champion")
+    outage = f"MLflow at {down['MLFLOW_TRACKING_URI']} is not available (Connection refused); nothing is lost: `retrace"
+    assert told["publish"].startswith(outage), told["publish"]
+    assert left_behind(project) == []
+
+    promoted = retrace(project, "promote", "alpha@v1", "--because", "an outage is no reason to wait", **down)
+    assert promoted.code == 1 and said(promoted.out)[0] == "alpha@v1 is champion of alpha (alpha#champion#6)"
+    assert promoted.err.startswith(f"error: {outage}") and promoted.err.count("\n") == 1
+    assert champions(project.mirror)["alpha", "champion"].name == "alpha@v1"
+    assert said(retrace(project, "sync").out) == ["alpha: alpha@v4 written", "alpha: champion -> v1"]
+    assert said(retrace(project, "sync").out) == ["MLflow is up to date"]
 
 
 def test_a_version_is_checked_out_and_new_data_pulled(story: Story, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ class Site:
         self.project.git.out("update-ref", f"refs/runs/alpha/{run}", commit)
         return run, commit
 
+    def made(self, name: str) -> str:
+        """The commit of this stage in the whole run."""
+        return self.links[STAGES.index(name) + 1].commit
+
     def stage(
         self, name: str, run: str, commit: str, follow: Callable[[str], None] = lambda phase: None
     ) -> StageResult:
@@ -246,8 +250,7 @@ def test_a_lost_or_spoilt_object_is_named_and_nothing_is_made_of_it(site: Site) 
 
 
 def test_a_file_that_the_remote_lost_of_a_directory_is_healed_by_the_next_push(site: Site) -> None:
-    made = site.links[STAGES.index("features") + 1].commit
-    facts = event.facts_of(site.project.mirror.read(made, "lineage/alpha/features.json") or b"")
+    facts = event.facts_of(site.project.mirror.read(site.made("features"), "lineage/alpha/features.json") or b"")
     place = stored(site.server, PREFIX, facts["outputs"][0]["files"][0]["md5"])
     assert site.stage("features", *site.before("features")).executed
     before = site.objects()
@@ -297,13 +300,21 @@ def test_a_push_that_is_killed_leaves_whole_objects_and_is_finished_by_the_next(
 
 
 def test_a_stage_that_is_killed_in_its_push_is_finished_by_a_retry(site: Site) -> None:
-    run, commit = site.before("train")
-
-    def kill(phase: str) -> None:
-        if phase == "push":
-            kill_children()
-
-    with pytest.raises(ChildDied, match="train@alpha was killed before it finished") as caught:
-        site.stage("train", run, commit, kill)
+    """The second file of the features is on its way, and the directory's object is still to come."""
+    run, commit = site.before("features")
+    facts = event.facts_of(site.project.mirror.read(site.made("features"), "lineage/alpha/features.json") or b"")
+    [made] = facts["outputs"]
+    before = site.objects()
+    places = [stored(site.server, PREFIX, md5) for md5 in (made["md5"], *(file["md5"] for file in made["files"]))]
+    for place in places:
+        place.unlink()
+    site.wire.stall_upload(2, kill_children)
+    with pytest.raises(ChildDied, match="features@alpha was killed before it finished") as caught:
+        site.stage("features", run, commit)
+    assert site.wire.broken, "the push was over before the wire fell silent"
+    site.wire.mend()
+    assert not places[0].exists(), "the directory's object came before its files"
+    assert not all(place.exists() for place in places[1:])
     site.assert_only_a_failure_was_kept(run, commit, caught.value)
-    assert site.stage("train", run, commit).executed
+    assert site.stage("features", run, commit).executed
+    assert site.objects() == before
