@@ -143,6 +143,11 @@ def _champion_metrics(
 ) -> dict[str, float]:
     """The champion's metrics on the candidate's holdout: as recorded if it was the same, else by scoring it."""
     wanted = _holdout(mirror, version.commit, version.model)
+    if not wanted:
+        raise HoldoutMismatch(
+            f"reports/{version.model}/holdout.json is not in commit {version.commit[:8]}, so that {version.name} "
+            "cannot be compared with the champion; the evaluate stage must write it"
+        )
     commit = champion.commit
     if _holdout(mirror, commit, version.model) != wanted:
         if follow is not None:
