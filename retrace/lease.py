@@ -1,7 +1,8 @@
 """One retrain of a model at a time: a lease kept as a ref of the origin, so that it holds across machines.
 
 `refs/locks/<model>` points to a commit that names the run, when the lease ends, and for a run in one process that
-process. It is taken and renewed by compare-and-swap. A lease whose time is over, or whose process is dead, is free.
+process. It is taken and renewed by compare-and-swap. A lease is free when its time is over; one with a process of this
+machine is free when that process is dead, and not before.
 """
 
 from __future__ import annotations

@@ -192,6 +192,16 @@ def test_missing_and_undeclared_columns_are_named(url: sqlalchemy.URL, tmp_path:
         fetch(url, tmp_path, declared(query=QUERY.replace("SELECT", "SELECT id,")))
 
 
+def test_whoever_keeps_the_error_does_not_keep_the_source_locked(
+    url: sqlalchemy.URL, database: sqlite3.Connection, tmp_path: Path
+) -> None:
+    with pytest.raises(ColumnMismatch) as error:
+        fetch(url, tmp_path, declared(columns={"id": "integer", "name": "string", "at": "timestamp"}))
+    database.execute("BEGIN EXCLUSIVE")
+    database.execute("ROLLBACK")
+    assert error.traceback
+
+
 @pytest.mark.parametrize(
     ("query", "reason"),
     [

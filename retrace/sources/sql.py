@@ -115,12 +115,13 @@ class _Source:
             bounds = dict(zip(("start", "end"), self.interval, strict=True))
             with self._in_range():
                 result = connection.execution_options(yield_per=CHUNK_ROWS).execute(statement, bounds)
-            names = list(result.keys())
-            self._check_columns(names)
-            batches = []
-            for rows in self._chunks(result):
-                patience.renew()
-                batches.append(record_batch(self.dataset, names, rows))
+            with result:  # a cursor left open would keep SQLite's lock for as long as an error's traceback holds it
+                names = list(result.keys())
+                self._check_columns(names)
+                batches = []
+                for rows in self._chunks(result):
+                    patience.renew()
+                    batches.append(record_batch(self.dataset, names, rows))
         if not batches:
             raise self._empty()
         return pyarrow.Table.from_batches(batches, arrow_schema(self.dataset))
