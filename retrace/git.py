@@ -242,16 +242,22 @@ class Mirror(Git):
         return done
 
     def _freed(self, text: str) -> bool:
-        """Whether a lock that git complains of is gone now: one that a killed git has left on a ref is removed."""
+        """Whether a lock that git complains of is gone now: one that a killed git has left on a ref is removed.
+
+        In the mirror a young one is waited for; in an origin that is a folder here it may be a person's, and is told.
+        """
         places = (self.directory, Path(self.origin, "refs"), Path(self.origin, ".git/refs"))
         for name in _LOCKED.findall(text):
             lock = Path(name)
             if not any(lock.is_relative_to(place) for place in places):
                 return False
             with suppress(FileNotFoundError):
-                left = lock.stat()
-                time.sleep(max(0.0, left.st_mtime + _LOCK_SECONDS - time.time()))
-                if os.path.samestat(left, lock.stat()):
+                left = lock.stat().st_mtime
+                rest = left + _LOCK_SECONDS - time.time()
+                if rest > 0 and not lock.is_relative_to(self.directory):
+                    return False
+                time.sleep(max(0.0, rest))
+                if lock.stat().st_mtime == left:
                     lock.unlink()
         return _LOCKED.search(text) is not None
 

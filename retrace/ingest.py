@@ -15,8 +15,8 @@ from pathlib import Path
 from retrace import manifest
 from retrace.config import IngestSettings, Params, Settings
 from retrace.dvcfiles import RAW, pointer_md5
-from retrace.errors import RetraceError
-from retrace.git import ABSENT, Git, Mirror, RefUpdate, message
+from retrace.errors import RetraceError, TransientError
+from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message
 from retrace.intervals import Interval, intervals
 from retrace.lineage import event
 from retrace.manifest import Partition
@@ -38,6 +38,10 @@ Fetch = Callable[[IngestSettings, str, Interval, Path, str], Partition]
 
 class NothingToIngest(RetraceError):
     """No whole interval lies in the time that was asked for."""
+
+
+class DataMoved(RefMoved, TransientError):
+    """Another ingestion was faster; one that starts again sees what it brought."""
 
 
 class OwnData(RetraceError):
@@ -66,7 +70,7 @@ class IngestCall:
 def ingest(settings: Settings, call: IngestCall, fetch: Fetch, follow: Callable[[Ingested], None]) -> list[Ingested]:
     """Bring the branch `data` up to a date; `follow` hears of each interval when it is done.
 
-    Raises `NothingToIngest`, the source's errors, those of `retrace.process`, `RefMoved`.
+    Raises `NothingToIngest`, the source's errors, those of `retrace.process`, `DataMoved`.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
@@ -175,7 +179,10 @@ class _Step:
             {"Retrace-Stage": "ingest", "Retrace-Run": self.call.run_id, THROUGH: through.isoformat()},
         )
         commit = self.mirror.write_commit(self.tip, changes, [self.tip] if self.tip else [], text)
-        self.mirror.push([RefUpdate(DATA_BRANCH, commit, self.tip or ABSENT)])
+        try:
+            self.mirror.push([RefUpdate(DATA_BRANCH, commit, self.tip or ABSENT)])
+        except RefMoved as moved:
+            raise DataMoved(f"{moved}; ingest again") from None
         self.mirror.out("update-ref", DATA_BRANCH, commit)
         return commit
 

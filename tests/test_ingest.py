@@ -16,9 +16,9 @@ from retrace import ingest, runs
 from retrace.config import IngestSettings
 from retrace.dvcfiles import pointer_md5
 from retrace.errors import RetraceError, TransientError
-from retrace.git import Mirror, RefMoved, RefUpdate
+from retrace.git import Mirror, RefUpdate
 from retrace.hashing import hash_file
-from retrace.ingest import IngestCall, Ingested, NothingToIngest
+from retrace.ingest import DataMoved, IngestCall, Ingested, NothingToIngest
 from retrace.intervals import Interval
 from retrace.lineage import event
 from retrace.manifest import Partition, parse_manifest
@@ -297,7 +297,7 @@ def test_whoever_loses_the_race_to_the_branch_changes_nothing_and_can_go_on(proj
     theirs.fetch_record()
     rival = Rival(project, "2013-04", theirs)
     before = project.refs()
-    with pytest.raises(RefMoved, match=f"^{DATA} moved in the meantime; nothing was changed$"):
+    with pytest.raises(DataMoved, match=f"^{DATA} moved in the meantime; nothing was changed; ingest again$"):
         rival.ingest("2013-05-01")
     assert only_data_moved(project, before)
     assert project.refs()[DATA] == rival.commit
@@ -311,7 +311,7 @@ def test_a_rival_on_the_same_machine_is_not_overwritten_between_two_intervals(pr
     """Both use one mirror: what it shows then is newer than the workspace in which the pointer is made."""
     project.fill("2013-04")
     rival = Rival(project, "2013-03", project.mirror)
-    with pytest.raises(RefMoved):
+    with pytest.raises(DataMoved):
         rival.ingest("2013-05-01")
     assert project.refs()[DATA] == rival.commit
     assert rival.ingest("2013-05-01") == [None, project.refs()[DATA]]
