@@ -65,8 +65,17 @@ class Terminal:
         """Print a line of its own."""
         with self._lock:
             self._clear()
-            self._stream.write(text + "\n")
+            self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write; when nobody reads any more (`retrace retrain MODEL | head`), the run goes on and says it to nobody."""
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor) as lines:
@@ -101,12 +110,11 @@ class Terminal:
             with self._lock:
                 seconds = time.monotonic() - self._since
                 self._clear()
-                self._stream.write(f"\r    {step['step']:<9} {said[:_WIDTH]:<{_WIDTH}} {seconds:6.1f} s")
-                self._stream.flush()
+                self._write(f"\r    {step['step']:<9} {said[:_WIDTH]:<{_WIDTH}} {seconds:6.1f} s")
 
     def _clear(self) -> None:
         if self._live:
-            self._stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
 
 
 def _last_line(log: str | None) -> str:

@@ -151,6 +151,18 @@ def test_a_retrain_where_nothing_changed_runs_no_stage_and_names_what_a_dirty_co
     assert len(new) == 1 and completed(project, new.pop()) == ["snapshot"]
 
 
+def test_a_run_goes_on_when_nobody_reads_what_it_says(story: Story) -> None:
+    project = story.project
+    before = project.refs()
+    command = Command(project.root, "retrain", "alpha")
+    command.line("retrain alpha")
+    assert command.process.stdout is not None and command.process.stderr is not None
+    command.process.stdout.close()
+    assert command.process.stderr.read() == "" and command.process.wait() == 0
+    (ref,) = project.refs().keys() - before.keys()
+    assert completed(project, ref) == ["snapshot"] and left_behind(project) == []
+
+
 def test_as_of_trains_on_what_was_known_then_and_never_promotes(story: Story) -> None:
     project = story.project
     done = retrace(project, "retrain", "alpha", "--as-of", "2013-02-01")
