@@ -1,0 +1,210 @@
+"""One stage of a pipeline in a workspace: preflight, run, checks, push."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from retrace.child.report import Failure, Reporter, disk_full
+from retrace.child.store import Store
+from retrace.hashing import hash_file
+
+
+def _snapshot() -> dict[str, tuple[int, ...]]:
+    """Every file of the workspace with what changes when it is written: size, inode, modification and change time."""
+    seen: dict[str, tuple[int, ...]] = {}
+    for parent, folders, names in os.walk("."):
+        if parent == ".":
+            folders[:] = [name for name in folders if name != ".git"]
+        if parent == "./.dvc":
+            folders[:] = [name for name in folders if name not in ("tmp", "cache")]
+        for name in names:
+            path = os.path.join(parent, name)[2:]
+            info = os.lstat(path)
+            seen[path] = (info.st_size, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+    return seen
+
+
+def _below(path: str, roots: list[str]) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in roots)
+
+
+@contextmanager
+def _stage_environment(variables: dict[str, str]) -> Iterator[None]:
+    """The stage sees these variables alone: no credential that DVC needs reaches the domain's code."""
+    before = dict(os.environ)
+    mask = os.umask(0o022)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        os.umask(mask)
+
+
+class StageRun:
+    """One stage of a pipeline in this workspace, from preflight to push."""
+
+    def __init__(self, repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) -> None:
+        self.repo, self.store, self.request, self.reporter = repo, store, request, reporter
+        self.stage = repo.stage.get_target(request["address"])
+        self.dependencies = [
+            dep for dep in self.stage.deps if dep.protocol == "local" and dep.def_path != "params.yaml"
+        ]
+        self.parameters = [dep for dep in self.stage.deps if hasattr(dep, "params")]
+        self.outputs: list[str] = [out.def_path for out in self.stage.outs]
+
+    def produced(self) -> dict[str, str]:
+        """Path -> md5 of what the dependencies are, according to who produces it (a stage of the lock, a .dvc file)."""
+        wanted = {}
+        for dependency in self.dependencies:
+            owners = self._owners(dependency)
+            if not owners and not os.path.exists(dependency.def_path):
+                raise Failure("dependency-missing", path=dependency.def_path)
+            for owner in owners:
+                if owner.hash_info.value is None:
+                    raise Failure("dependency-missing", path=dependency.def_path)
+                wanted[os.path.relpath(owner.fs_path, self.repo.root_dir)] = owner.hash_info.value
+        return wanted
+
+    def _owners(self, dependency: Any) -> list[Any]:
+        """The outputs that a dependency is, lies in or holds; none for what a checkout brought."""
+        from dvc.exceptions import OutputNotFoundError
+
+        if _in_git(dependency):
+            return []
+        try:
+            return list(self.repo.find_outs_by_path(dependency.fs_path, recursive=True, strict=False))
+        except OutputNotFoundError:
+            return []
+
+    def parts(self, wanted: dict[str, str]) -> dict[str, str]:
+        """Of what is wanted, that which is no dependency itself but lies in one or holds one."""
+        whole = {dependency.def_path for dependency in self.dependencies}
+        return {path: oid for path, oid in wanted.items() if path not in whole}
+
+    def current(self, wanted: dict[str, str]) -> bool:
+        """Whether the lock's entry says all that would be found now, and every output can be had."""
+        if self.stage.cmd_changed or any(parameter.status() for parameter in self.parameters):
+            return False
+        for dependency in self.dependencies:
+            expected = wanted.get(dependency.def_path)
+            if expected is None and dependency.status():
+                return False
+            if expected is not None and dependency.hash_info.value != expected:
+                return False
+        kept = [out for out in self.stage.outs if not out.use_cache]
+        if any(out.hash_info.value is None for out in self.stage.outs) or any(out.status() for out in kept):
+            return False
+        return self.store.available(self.made())
+
+    def made(self) -> dict[str, str]:
+        """Cached output path -> md5 in the lock."""
+        return {out.def_path: out.hash_info.value for out in self.stage.outs if out.use_cache}
+
+    def run(self) -> dict[str, Any]:
+        self.reporter.phase("check")
+        wanted = self.produced()
+        self.store.pull(self.parts(wanted))  # the hash of a dependency of which these are parts needs the files
+        if self.current(wanted):
+            self.store.push(self.request["address"], self.made())
+            return {"skipped": True}
+        self.reporter.phase("pull")
+        files = self.store.pull(wanted)
+        hashes = self.store.verify(files, self.request["sha256"])
+        before = _snapshot()
+        self.reporter.phase("run")
+        started = time.time()
+        self.execute()
+        if self.store.discard_rotten(self.store.objects(self.made())):
+            self.execute(force=True, run_cache=False)  # DVC had taken a rotten object of its cache for the result
+        ended = time.time()
+        self.reporter.phase("check outputs")
+        self.refuse_side_effects(before)
+        record = self.describe()
+        self.refuse_changed_lock(wanted, record["lock"])
+        self.reporter.phase("push")
+        self.store.push(self.request["address"], self.made())
+        inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
+        code = {name for dep in self.dependencies for name in _files(dep.def_path)} - hashes.keys()
+        inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code)]
+        return {"skipped": False, "started": started, "ended": ended, "inputs": inputs, **record}
+
+    def execute(self, **options: bool) -> None:
+        from dvc.stage.exceptions import StageCmdFailedError
+
+        print(f"--- {self.request['address']}", flush=True)
+        try:
+            with _stage_environment(self.request["environment"]):
+                self.repo.reproduce(self.request["address"], single_item=True, **options)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, StageCmdFailedError):
+                cause = cause.__cause__
+            if cause is None:
+                raise self._explained(error) from error
+            code = re.search(r"exited with (-?\d+)$", str(cause))
+            raise Failure("stage-failed", code=code.group(1) if code else "1") from error
+        self.stage = self.repo.stage.get_target(self.request["address"])
+
+    def _explained(self, error: Exception) -> Exception:
+        from dvc.output import OutputDoesNotExistError
+
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OutputDoesNotExistError):
+                missing = [path for path in self.outputs if not os.path.exists(path)]
+                return Failure("output-missing", path=(missing or self.outputs)[0])
+            cause = cause.__cause__
+        return disk_full(error) or error
+
+    def refuse_side_effects(self, before: dict[str, tuple[int, ...]]) -> None:
+        """A stage may write its outputs and nothing else in the workspace."""
+        allowed = [*self.outputs, "dvc.lock"]
+        after = _snapshot()
+        changed = sorted(
+            path
+            for path in before.keys() | after.keys()
+            if before.get(path) != after.get(path) and not _below(path, allowed)
+        )
+        if not changed:
+            return
+        inputs = [dep.def_path for dep in self.stage.deps]
+        edited = [path for path in changed if _below(path, inputs)]
+        raise Failure("input-edited" if edited else "undeclared-write", path=(edited or changed)[0])
+
+    def refuse_changed_lock(self, wanted: dict[str, str], entry: dict[str, Any]) -> None:
+        for dependency in entry.get("deps", ()):
+            expected = wanted.get(dependency["path"])
+            if expected is not None and dependency["md5"] != expected:
+                raise Failure("input-edited", path=dependency["path"])
+
+    def describe(self) -> dict[str, Any]:
+        """What was made: the lock's entry, and path, md5, sha256 and size of every output file."""
+        from ruamel.yaml import YAML
+
+        entry = YAML(typ="safe").load(Path("dvc.lock").read_text())["stages"][self.request["address"]]
+        outputs = []
+        for out in entry["outs"]:
+            files = [{"path": name, **hash_file(Path(name)).as_dict()} for name in _files(out["path"])]
+            outputs.append({"path": out["path"], "md5": out["md5"], "files": files})
+        uncached = [out.def_path for out in self.stage.outs if not out.use_cache]
+        return {"lock": entry, "outputs": outputs, "uncached": uncached}
+
+
+def _files(path: str) -> list[str]:
+    """A file itself, or every file below a folder."""
+    root = Path(path)
+    return sorted(name.as_posix() for name in root.rglob("*") if name.is_file()) if root.is_dir() else [path]
+
+
+def _in_git(dependency: Any) -> bool:
+    """Code is in git: a path that a checkout brought and that no output owns."""
+    return os.path.isfile(dependency.def_path)
