@@ -152,7 +152,8 @@ class Server(ABC):
         assert self._process is not None, "start the server first"
         tree = _tree(self._process)
         for member in tree:
-            member.suspend()
+            with suppress(psutil.NoSuchProcess):  # PostgreSQL starts and ends helpers all the time
+                member.suspend()
         try:
             yield
         finally:
