@@ -39,8 +39,8 @@ lock: .venv/.ready ## Lock the requirements anew from their inputs: stages, then
 	@$(LOCK) --upgrade tests/requirements.in -c requirements.txt -o tests/requirements.txt
 	@echo "locked: pipeline/requirements.txt requirements.txt tests/requirements.txt"
 
-clean: ## Remove the virtual environment and everything below var/
-	rm -rf .venv var
+clean: ## Remove what can be made again: the virtual environment and var/, but for the DVC remote and the demo's source
+	rm -rf .venv $(filter-out var/remote var/source.db,$(wildcard var/*))
 
 .venv/bin/uv:
 	@echo "making .venv"

@@ -93,7 +93,9 @@ def main(model: str) -> None:
     kept.assign(prediction=predictions).to_parquet(output("data/predictions", f"{model}.parquet"), index=False)
     # As text, so that no file format has a say in what the same holdout is.
     digest = hashlib.sha256(kept.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
-    write_json({"partition": newest, "rows": len(kept), "digest": digest}, output("reports", model, "holdout.json"))
+    holdout = {"partition": newest, "rows": len(kept), "digest": digest}
+    costs = {"costs": settings.costs.model_dump()} if settings.costs else {}  # other costs are another metric
+    write_json({**holdout, **costs}, output("reports", model, "holdout.json"))
     write_json(serving(rows[features.columns]), output("reports", model, "serving.json"))
     write_json({"holdout": scores, "validation": {tuned: round(float(best), 6)}}, output("metrics", f"{model}.json"))
     plots: dict[str, pd.DataFrame] = {settings.curve: curve(settings.curve, labels, predictions)}

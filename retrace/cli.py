@@ -95,7 +95,12 @@ def show(version: VersionName, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def checkout(version: VersionName, directory: Annotated[Path | None, typer.Argument()] = None) -> None:
+def checkout(
+    version: VersionName,
+    directory: Annotated[
+        Path | None, typer.Argument(help="a new folder (default: one beside the project, named after the version)")
+    ] = None,
+) -> None:
     """Check a version out, with its data, features and model, into a new directory."""
     from retrace.checkout import checkout_version
 
@@ -132,7 +137,7 @@ def sync(model: Annotated[str | None, typer.Argument()] = None) -> None:
 @data_app.command("pull")
 def data_pull() -> None:
     """Bring the newest raw data into this checkout, so that `dvc repro` works here."""
-    from retrace.ingest import pull_data
+    from retrace.pull import pull_data
 
     for path in pull_data(_settings()):
         print(f"{path} is here")
@@ -156,12 +161,20 @@ def demo() -> None:
 
 
 @app.command("demo-reset", hidden=True)
-def demo_reset() -> None:
-    """Remove everything that runs, versions and ingestion left in this checkout and in var/."""
-    from retrace.console import reset
+def demo_reset(yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
+    """Remove all that runs, versions and ingestion left in this checkout and in var/; on a terminal, ask first."""
+    from retrace.console import run_reset
 
-    for line in reset(_settings()):
-        print(line)
+    ask = _answer if sys.stdin.isatty() and not yes else None
+    _end(lambda: run_reset(_settings(), ask))
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question)
+    except EOFError:
+        print()
+        return ""
 
 
 @app.command()

@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrace import environment, lease, versions
-from retrace.config import ConfigError, Params, Settings
+from retrace.config import ConfigError, Params, Settings, UnknownModel
 from retrace.errors import RetraceError
 from retrace.git import Git, Mirror
 from retrace.progress import Terminal
@@ -23,6 +23,7 @@ from retrace.register import snapshot_facts
 from retrace.registry.early import import_early, store_made_early
 from retrace.runs import SNAPSHOT, Run, chain, code_commit, data_as_of, data_commits, discard, params_at
 from retrace.show import log_lines, show_lines
+from retrace.workspace import temporary_folder
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -42,13 +43,13 @@ class Session:
     ) -> None:
         self.settings, self.mirror, self.terminal, self.dags, self.log = settings, mirror, terminal, dags, log
 
-    def run(self, dag: str, conf: dict[str, Any], logical_date: datetime | None = None) -> bool:
-        """Run a DAG; whether it succeeded. What failed has been told, and where the log is."""
+    def run(self, dag: str, conf: dict[str, Any], kept: str, logical_date: datetime | None = None) -> bool:
+        """Run a DAG; whether it succeeded. What failed has been told; what is `kept` of it is, and where the log is."""
         from retrace.airflow.inprocess import run_dag
 
         result = run_dag(self.dags[dag], logical_date=logical_date, conf=conf, follow=_import_mlflow_early)
         if not result.succeeded:
-            self.terminal.line(f"  {dag} failed; what it had done is kept on its run's ref; full log: {self.log}")
+            self.terminal.line(f"  {dag} failed; {kept}; Airflow's log: {self.log}")
         return result.succeeded
 
 
@@ -76,16 +77,15 @@ def session(settings: Settings, mirror: Mirror) -> Iterator[Session]:
 @contextmanager
 def dag_files(settings: Settings, mirror: Mirror, code: str) -> Iterator[Path]:
     """`dags/`, params.yaml and dvc.yaml as the commit has them: what is not committed takes no part."""
-    settings.var.mkdir(parents=True, exist_ok=True)
     wanted = [path for path in mirror.files(code) if path.startswith("dags/") or path in ("params.yaml", "dvc.yaml")]
-    with tempfile.TemporaryDirectory(prefix="dags-", dir=settings.var) as name:
+    with temporary_folder(settings, "dags") as folder:
         for path in wanted:
             content = mirror.read(code, path)
             assert content is not None
-            target = Path(name) / path
+            target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        yield Path(name) / "dags"
+        yield folder / "dags"
 
 
 def embedded_environment(settings: Settings, params: Params) -> None:
@@ -108,10 +108,26 @@ def _opened(settings: Settings) -> tuple[Mirror, str, Params]:
     return mirror, code, params_at(mirror, code)
 
 
-def left_out(settings: Settings, code: str) -> list[str]:
-    """What a run does not see of a dirty working copy: it runs the commit, and says so."""
+def notices(settings: Settings, code: str) -> list[str]:
+    """What to say of the commit that runs: that it is not main's, and what of the working copy it is without."""
     if Path(settings.origin) != settings.root:
         return []
+    return [*_off_main(settings, code), *_left_out(settings, code)]
+
+
+def _off_main(settings: Settings, code: str) -> list[str]:
+    if settings.code_ref != "HEAD":
+        return []
+    git = Git(settings.root)
+    branch = git.run("symbolic-ref", "--quiet", "--short", "HEAD").stdout.decode().strip()
+    if not branch:
+        return [f"running commit {code[:8]}; HEAD is detached"]
+    if branch == "main" or git.resolve("refs/heads/main") in (None, code):
+        return []
+    return [f"running commit {code[:8]} of branch {branch}, not of main"]
+
+
+def _left_out(settings: Settings, code: str) -> list[str]:
     status = Git(settings.root).out("status", "--porcelain", "--untracked-files=all", "-z")
     entries = [entry for entry in status.split("\0") if entry]
     changed = [entry[3:] for entry in entries if not entry.startswith("??") or entry[3:] != "dvc.lock"]
@@ -131,20 +147,38 @@ def run_ingest(settings: Settings, until: datetime | None, since: datetime | Non
 def _ingest(running: Session, until: datetime, since: datetime | None) -> bool:
     running.terminal.line(f"ingest up to {until:%Y-%m-%d}")
     conf = {lease.IN_PROCESS: lease.this_process(), "until": until.isoformat()}
-    return running.run("ingest", conf | ({"since": since.isoformat()} if since else {}))
+    conf |= {"since": since.isoformat()} if since else {}
+    return running.run("ingest", conf, "the intervals before it are committed on data")
 
 
 def run_retrain(settings: Settings, models: list[str], as_of: datetime | None) -> int:
     """`retrace retrain`: the exit code. Raises `UnknownModel`, `NoData` before anything is started."""
     mirror, code, params = _opened(settings)
-    for model in models:
-        params.model(model)
+    _refuse_unknown(settings, code, params, models)
     data_as_of(mirror, as_of)
     with store_made_early(settings.mlflow), session(settings, mirror) as running:
-        for line in left_out(settings, code):
+        for line in notices(settings, code):
             running.terminal.line(line)
         succeeded = [_retrain(running, model, as_of) for model in models]
         return 0 if all(succeeded) else 1
+
+
+def _refuse_unknown(settings: Settings, code: str, params: Params, models: list[str]) -> None:
+    try:
+        for model in models:
+            params.model(model)
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}{_edited(settings, code)}") from None
+
+
+def _edited(settings: Settings, code: str) -> str:
+    """What to add to a complaint about a commit's params.yaml where the one in the working copy is another."""
+    git = Git(settings.root)
+    if Path(settings.origin) != settings.root or git.resolve("HEAD") != code:
+        return ""
+    if git.run("diff", "--quiet", code, "--", "params.yaml").returncode == 0:
+        return ""
+    return "; params.yaml is edited and not committed, and a run sees commits only: commit it first"
 
 
 def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
@@ -154,7 +188,7 @@ def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
     run = Run(model, f"manual__{when.isoformat()}")
     conf = {lease.IN_PROCESS: lease.this_process(), "as_of": as_of.isoformat() if as_of else None}
     try:
-        return running.run(model, conf, when)
+        return running.run(model, conf, "what it had done is kept on its run's ref", when)
     except KeyboardInterrupt:
         discard(mirror, run)
         lease.release(mirror, model, run.run_id)
@@ -210,7 +244,7 @@ def run_demo(settings: Settings) -> int:
     _fill_source(settings, mirror, code, params)
     if _remaining(mirror, params):
         with store_made_early(settings.mlflow), session(settings, mirror) as running:
-            for line in left_out(settings, code):
+            for line in notices(settings, code):
                 running.terminal.line(line)
             _play(running, params)
     else:
@@ -268,7 +302,7 @@ def _farewell(settings: Settings, params: Params) -> None:
     print("\n".join(show_lines(settings, name, as_json=False)))
     following = {
         "source .venv/bin/activate": "",
-        f"retrace checkout {name} ../{name}": "its code, data and model, verified",
+        f"retrace checkout {name}": "its code, data and model in a folder beside this one, verified",
         f"retrace rollback {model} --because 'try it'": "v1 is champion again; git keeps the reason",
         f"retrace retrain {model}": "nothing changed: no stage runs, no version is made",
         "make up": "Airflow's and MLflow's pages",
@@ -278,10 +312,35 @@ def _farewell(settings: Settings, params: Params) -> None:
     print("\n".join(f"  {command:<{width}}  {what}".rstrip() for command, what in following.items()))
 
 
-def reset(settings: Settings) -> Iterator[str]:
-    """Take the demo back: versions, runs, the branch data, and all state below `var/` but the stages' environments."""
+def run_reset(settings: Settings, ask: Callable[[str], str] | None) -> int:
+    """`retrace demo-reset`: the exit code. `ask` puts a question and returns the answer; without it nobody is asked."""
     if Path(settings.origin) != settings.root:
         raise ConfigError(f"demo-reset is for a repository that is its own origin; this one's is {settings.origin}")
+    if ask is not None and ask(f"{_what_goes(settings)}; go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing is removed")
+        return 1
+    for line in _reset(settings):
+        print(line)
+    return 0
+
+
+def _what_goes(settings: Settings) -> str:
+    git = Git(settings.root)
+    made = Counter(version.model for version in versions.versions(git))
+    models = ", ".join(f"{number} of {model}" for model, number in made.items())
+    return (
+        f"this removes {_counted(made.total(), 'version')}{f' ({models})' if made else ''}, all runs and promotions, "
+        f"the branch data ({_counted(len(data_commits(git)), 'commit')}) and all in {settings.var} but the stages' "
+        "environments"
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _reset(settings: Settings) -> Iterator[str]:
+    """Take the demo back: versions, runs, the branch data, and all state below `var/` but the stages' environments."""
     git = Git(settings.root)
     names = git.out("for-each-ref", "--format=%(refname)").splitlines()
     tagged = {version.ref for version in versions.versions(git)}

@@ -17,8 +17,8 @@ from retrace.config import GateRule, Params, Settings
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
-from retrace.register import gate_facts, holdout_metrics, snapshot_facts, version_of_run
-from retrace.runs import COMPLETE, SNAPSHOT, Task, params_at, raw_files, with_data
+from retrace.register import gate_facts, holdout_metrics, snapshot_facts
+from retrace.runs import COMPLETE, SNAPSHOT, RunUnknown, Task, chain, params_at, raw_files, with_data
 from retrace.stage import StageCall, run_stage
 from retrace.versions import CHAMPION, Version
 
@@ -26,7 +26,7 @@ _BY_GATE = "gate: "
 
 
 class HoldoutMismatch(RetraceError):
-    """Champion and candidate were not scored on the same rows and labels."""
+    """Champion and candidate were not scored on the same rows and labels, or not with the same costs."""
 
 
 class MetricUnknown(RetraceError):
@@ -86,21 +86,24 @@ def check(rule: GateRule, metrics: dict[str, float], champion: dict[str, float] 
 
 
 def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], None] | None = None) -> Decision | None:
-    """Judge the version at a commit and promote it if it passes; None when the run made no new version.
+    """Judge the version at a commit and promote it if it passes; None when that was done in an earlier run.
 
+    The rules are those of the run that judges, so that a version whose gate failed is judged again by corrected ones.
     Raises `HoldoutMismatch`, `MetricUnknown`, and what scoring the champion may raise.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     started = datetime.now(UTC)
-    version = version_of_run(mirror, task.run, commit)
+    version = next((held for held in versions.versions(mirror, task.run.model) if held.commit == commit), None)
     if version is None:
         return None
     said = gate_facts(mirror, version, mirror.fetch_ref(version.run_ref))
     if said is not None:
+        if version.run_id != task.run.run_id:
+            return None
         told = tuple(Finding(finding["passed"], finding["text"]) for finding in said["findings"])
         return Decision(said["version"], said["passed"], said["promoted"], said["champion"], told)
-    params = params_at(mirror, commit)
+    params = params_at(mirror, _snapshot(mirror, task))
     champion = _incumbent(mirror, version)
     if champion is not None and champion.commit == version.commit:
         decision = Decision(version.name, True, True, champion.name, (Finding(True, "is the champion already"),))
@@ -120,6 +123,14 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
         versions.assign(mirror, version, CHAMPION, f"{_BY_GATE}{decision.reason}")
     _keep(mirror, task, version, decision, started)
     return decision
+
+
+def _snapshot(mirror: Mirror, task: Task) -> str:
+    """The first commit of the run that judges: its code and params.yaml."""
+    head = mirror.fetch_ref(task.run.ref)
+    if head is None:
+        raise RunUnknown(f"the origin has no {task.run.ref}; the run's snapshot is missing: start the run again")
+    return chain(mirror, head)[0].commit
 
 
 def _incumbent(mirror: Mirror, version: Version) -> Version | None:
@@ -156,9 +167,9 @@ def _champion_metrics(
     found = _holdout(mirror, commit, version.model)
     if found != wanted:
         raise HoldoutMismatch(
-            f"{champion.name} and {version.name} were not scored on the same holdout ({_shown(found)} against "
-            f"{_shown(wanted)}): their code or params.yaml chooses rows or labels differently; compare them with "
-            f"another metric, or promote by hand: retrace promote {version.name} --because TEXT"
+            f"{champion.name} and {version.name} were not scored on the same holdout ({_difference(found, wanted)}): "
+            "their code or params.yaml chooses rows, labels or what a mistake costs differently; compare them in "
+            f"another way, and promote by hand: retrace promote {version.name} --because TEXT"
         )
     return holdout_metrics(mirror, commit, version.model)
 
@@ -168,8 +179,13 @@ def _holdout(mirror: Mirror, commit: str, model: str) -> dict[str, object]:
     return dict(json.loads(content)) if content is not None else {}
 
 
-def _shown(holdout: dict[str, object]) -> str:
-    return f"{holdout.get('partition')}, {holdout.get('rows')} rows, {str(holdout.get('digest'))[:8]}"
+def _difference(found: dict[str, object], wanted: dict[str, object]) -> str:
+    keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    return "; ".join(f"{key} {_short(found.get(key))} against {_short(wanted.get(key))}" for key in keys)
+
+
+def _short(value: object) -> str:
+    return str(value)[:40]
 
 
 def score(settings: Settings, task: Task, version: Version, data: str, timeout: float) -> str:
@@ -208,7 +224,7 @@ def _score_base(mirror: Mirror, ref: str, task: Task, version: Version, data: st
 
 
 def _keep(mirror: Mirror, task: Task, version: Version, decision: Decision, started: datetime) -> None:
-    """Extend the run's ref by the gate's event: the version's tag stands already."""
+    """Extend the ref of the run that made the version by the gate's event: the version's tag stands already."""
     facts = {
         "version": decision.version,
         "passed": decision.passed,
@@ -228,13 +244,13 @@ def _keep(mirror: Mirror, task: Task, version: Version, decision: Decision, star
         },
     )
     while True:
-        head = mirror.fetch_ref(task.run.ref)
+        head = mirror.fetch_ref(version.run_ref)
         assert head is not None
         if gate_facts(mirror, version, head) is not None:
             return  # an earlier try, long dead, had this on its way
         commit = mirror.write_commit(head, {event.path(version.model, "gate"): told.as_json()}, [head], text)
         try:
-            mirror.push([RefUpdate(task.run.ref, commit, head)])
+            mirror.push([RefUpdate(version.run_ref, commit, head)])
         except RefMoved:
             continue
         return

@@ -6,7 +6,6 @@ bytes is no change; one that differs replaces the old in a commit that says so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from retrace import manifest
 from retrace.config import IngestSettings, Params, Settings
 from retrace.dvcfiles import RAW, pointer_md5
 from retrace.errors import RetraceError, TransientError
-from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message
+from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, message
 from retrace.intervals import Interval, intervals
 from retrace.lineage import event
 from retrace.manifest import Partition
@@ -25,10 +24,8 @@ from retrace.runs import (
     DATA_BRANCH,
     THROUGH,
     code_commit,
-    data_as_of,
     data_commits,
     params_at,
-    raw_files,
     with_data,
 )
 from retrace.workspace import Workspace, workspace
@@ -42,10 +39,6 @@ class NothingToIngest(RetraceError):
 
 class DataMoved(RefMoved, TransientError):
     """Another ingestion was faster; one that starts again sees what it brought."""
-
-
-class OwnData(RetraceError):
-    """The checkout has pointers of its own in git: it is of a version."""
 
 
 @dataclass(frozen=True)
@@ -211,39 +204,3 @@ class _Step:
             outputs=outputs,
             facts=facts,
         ).as_json()
-
-
-def pull_data(settings: Settings) -> list[str]:
-    """Give a developer's checkout the files of the newest raw data, which `dvc repro` needs.
-
-    The pointers stay only as long as DVC needs them: `main` has none, and one left behind would be dirt there (DVC
-    refuses an ignored one) and stand in the way of `git checkout` of a version, which has its own. Returns the paths
-    of the datasets. Raises `NoData` when there is none, and `OwnData` in a checkout of a version.
-    """
-    mirror = Mirror.open(settings.mirror, settings.origin)
-    mirror.fetch_record()
-    data = data_as_of(mirror, None)
-    files = raw_files(mirror, data.commit)
-    if tracked := Git(settings.root).out("ls-files", "--", *files):
-        raise OwnData(
-            f"{settings.root} has data of its own in git ({tracked.splitlines()[0]}); `dvc checkout` brings it, or "
-            "`git switch main` first for the newest"
-        )
-    contents = {path: mirror.read(data.commit, path) or b"" for path in files}
-    pointers = {path: content for path, content in contents.items() if path.endswith(".dvc")}
-    shas = {
-        row.path: row.sha256
-        for path in contents.keys() - pointers.keys()
-        for row in manifest.parse_manifest(contents[path].decode(), path)
-    }
-    paths = sorted(path.removesuffix(".dvc") for path in pointers)
-    request = {"operation": "bring", "paths": paths, "sha256": shas}
-    space = Workspace(settings.root, data.commit)
-    try:
-        for path, content in pointers.items():
-            (settings.root / path).write_bytes(content)
-        run_job(settings, Job("pull of data", space, request, settings.logs / f"pull-{os.getpid()}.log"))
-    finally:
-        for path in pointers:
-            (settings.root / path).unlink(missing_ok=True)
-    return paths

@@ -249,7 +249,7 @@ def last_line(log: Path) -> str:
         handle.seek(max(0, log.stat().st_size - 65536))
         lines = [line.strip() for line in handle.read().decode(errors="replace").splitlines()]
     said = [line for line in lines if line and not _DVC_LINES.match(line)]
-    return said[-1][:300] if said else "no output"
+    return said[-1][:600] if said else "no output"
 
 
 def _error(settings: Settings, job: Job, message: dict[str, Any]) -> RetraceError:

@@ -24,7 +24,7 @@ def promote_version(settings: Settings, name: str, because: str) -> Iterator[str
 
 
 def roll_back(settings: Settings, model: str, because: str) -> Iterator[str]:
-    """Give the alias champion back. Raises `NothingToRollBackTo`, `NoReason`."""
+    """Give the alias champion back. Raises `NothingToRollBackTo`, `UnknownModel`, `NoReason`."""
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     return _assign(settings, mirror, versions.previous_holder(mirror, model), because)
@@ -33,8 +33,15 @@ def roll_back(settings: Settings, model: str, because: str) -> Iterator[str]:
 def _assign(settings: Settings, mirror: Mirror, version: Version, because: str) -> Iterator[str]:
     if not because.strip():
         raise NoReason("--because is empty; say in a few words why, for whoever reads the history")
+    before = versions.assignments(mirror, version.model)
     assignment = versions.assign(mirror, version, CHAMPION, because)
-    yield f"{version.name} is {CHAMPION} of {version.model} ({assignment.name})"
+    if assignment in before:
+        yield (
+            f"{version.name} is {CHAMPION} of {version.model} already, since {assignment.name} of "
+            f"{assignment.created.astimezone():%Y-%m-%d %H:%M} ({assignment.because}); nothing new is written"
+        )
+    else:
+        yield f"{version.name} is {CHAMPION} of {version.model} ({assignment.name})"
     yield from _publish(settings, version.model)
 
 

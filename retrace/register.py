@@ -84,12 +84,6 @@ def register(settings: Settings, run: Run, commit: str) -> Registered:
     return Registered(version, new=True)
 
 
-def version_of_run(git: Git, run: Run, commit: str) -> Version | None:
-    """The version at a commit, if it was this run that made it."""
-    found = next((version for version in versions.versions(git, run.model) if version.commit == commit), None)
-    return found if found is not None and found.run_id == run.run_id else None
-
-
 def gate_facts(git: Git, version: Version, head: str | None) -> dict[str, Any] | None:
     """What the gate said of a version, from `head`, the end of its run's ref; None before the gate has spoken."""
     if head is None or chain(git, head)[-1].stage != f"gate@{version.model}":

@@ -14,7 +14,7 @@ from typing import Any
 from retrace.config import Params, Settings, parse_params
 from retrace.dvcfiles import LOCK, RAW, check_parameters, entries_of, lock_entries, lock_text, output_md5s, stages
 from retrace.errors import RetraceError
-from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message
+from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message, trailer
 from retrace.lineage import event
 from retrace.versions import newest_versions, versions
 
@@ -26,6 +26,10 @@ COMPLETE, FAILED = "complete", "failed"
 
 class NoData(RetraceError):
     """The branch `data` has nothing for what is asked."""
+
+
+class CodeIsARun(RetraceError):
+    """What is to be trained is a commit of a run, not of people's code."""
 
 
 class RunUnknown(RetraceError):
@@ -155,16 +159,23 @@ def with_data(git: Git, code: str, data: str | None) -> dict[str, bytes | str | 
     return changes
 
 
-def _carried(git: Git, params: Params) -> dict[str, bytes | str | None]:
-    """dvc.lock and the files in git that belong to it, from every model's newest version."""
+def _carried(git: Git, params: Params, own: str, data: str) -> dict[str, bytes | str | None]:
+    """dvc.lock and the files in git that belong to it, from every model's newest version.
+
+    For the model that is trained (`own`), a version of the very data comes first: a backfill finds what it did before.
+    """
+    newest = newest_versions(git)
+    for version in versions(git, own):
+        if version.data == data:
+            newest[own] = version
     entries: dict[str, dict[str, Any]] = {}
     changes: dict[str, bytes | str | None] = {}
-    for model, version in newest_versions(git).items():
+    for model, version in newest.items():
         if model not in params.models:
             continue
-        own = entries_of(lock_entries(git.read(version.commit, LOCK)), model)
-        entries |= own
-        outputs = tuple(output_md5s(own))
+        found = entries_of(lock_entries(git.read(version.commit, LOCK)), model)
+        entries |= found
+        outputs = tuple(output_md5s(found))
         for path, blob in git.files(version.commit).items():
             made = any(path == output or path.startswith(f"{output}/") for output in outputs)
             if made or path.startswith(f"lineage/{model}/"):
@@ -177,7 +188,7 @@ def _carried(git: Git, params: Params) -> dict[str, bytes | str | None]:
 def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, backfill: bool = False) -> str:
     """Make the first commit of a run, or return the one that an earlier try made.
 
-    Raises `NoData`, `UnknownModel`, `ConfigError`, `OriginUnavailable`.
+    Raises `NoData`, `UnknownModel`, `ConfigError`, `CodeIsARun`, `OriginUnavailable`.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     run = task.run
@@ -187,6 +198,11 @@ def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, b
     started = datetime.now(UTC)
     mirror.fetch_record()
     code = code_commit(settings, mirror)
+    if trailer(mirror.message(code), "Retrace-Stage"):
+        raise CodeIsARun(
+            f"{settings.code_ref} of {settings.origin} is {code[:8]}, a commit of an earlier run or of a version, with "
+            "data and results in it; `git switch main`, or set RETRACE_CODE_REF to a branch of code"
+        )
     params = params_at(mirror, code)
     params.model(run.model)
     data = data_as_of(mirror, as_of)
@@ -216,7 +232,7 @@ def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, b
     )
     changes = {
         **with_data(mirror, code, data.commit),
-        **_carried(mirror, params),
+        **_carried(mirror, params, run.model, data.commit),
         event.path(run.model, SNAPSHOT): told.as_json(),
     }
     text = message(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from retrace import versions
-from retrace.config import Settings, UnknownModel
+from retrace.config import Settings
 from retrace.git import Git, Mirror
 from retrace.record import Record, StageRecord, read_record
 from retrace.register import gate_facts
-from retrace.versions import Version
+from retrace.versions import Assignment, Version
 
 _SHORT = 12
 _SHOWN_METRICS = 2  # the gate's come first; `retrace show` has them all
@@ -43,13 +43,7 @@ def _aliases(git: Git) -> dict[str, list[str]]:
 def log_lines(settings: Settings, model: str | None, as_json: bool) -> Iterator[str]:
     """A line a version, newest last. Raises `UnknownModel`."""
     git = reader(settings)
-    known = versions.versions(git)
-    if model is not None:
-        own = [version for version in known if version.model == model]
-        if not own:
-            names = ", ".join(sorted({version.model for version in known})) or "none yet; run `retrace retrain MODEL`"
-            raise UnknownModel(f"no versions of {model!r}; there are versions of {names}")
-        known = own
+    known = versions.versions(git) if model is None else versions.versions_of(git, model)
     held = _aliases(git)
     if as_json:
         yield json.dumps([_summary(version, held.get(version.name, [])) for version in known], indent=1)
@@ -85,14 +79,30 @@ def show_lines(settings: Settings, name: str, as_json: bool) -> Iterator[str]:
     record = read_record(git, version)
     head = git.fetch_ref(version.run_ref) if isinstance(git, Mirror) else git.resolve(version.run_ref)
     decision = gate_facts(git, version, head)
+    given = [held for held in versions.assignments(git, version.model) if held.commit == version.commit]
     if as_json:
-        yield json.dumps(record.as_dict() | {"gate": decision and _gate(decision)}, indent=1, sort_keys=True)
+        more = {"gate": decision and _gate(decision), "assignments": [_assignment(held) for held in given]}
+        yield json.dumps(record.as_dict() | more, indent=1, sort_keys=True)
         return
     yield from _text(git, record, decision)
+    if given:
+        yield "  assignments"
+    for held in given:
+        yield f"    {held.name}  {held.created.astimezone():%Y-%m-%d %H:%M}  by {held.by}: {held.because}"
 
 
 def _gate(decision: dict[str, Any]) -> dict[str, Any]:
     return {key: decision[key] for key in ("passed", "promoted", "champion", "findings")}
+
+
+def _assignment(held: Assignment) -> dict[str, str]:
+    return {
+        "name": held.name,
+        "alias": held.alias,
+        "created": held.created.isoformat(),
+        "by": held.by,
+        "because": held.because,
+    }
 
 
 def _text(git: Git, record: Record, decision: dict[str, Any] | None) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from retrace.config import UnknownModel
 from retrace.dvcfiles import LOCK, entries_of, lock_entries, output_md5s
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message, trailer
@@ -43,6 +44,7 @@ class Version:
     created: datetime
     run_id: str
     run_ref: str
+    data: str
     through: datetime | None
     metrics: dict[str, float]
 
@@ -97,11 +99,22 @@ def versions(git: Git, model: str | None = None) -> list[Version]:
                 created=datetime.fromisoformat(created),
                 run_id=trailer(text, "Retrace-Run") or "",
                 run_ref=trailer(text, "Retrace-Run-Ref") or "",
+                data=trailer(text, "Retrace-Data") or "",
                 through=datetime.fromisoformat(through) if through else None,
                 metrics=json.loads(trailer(text, "Retrace-Metrics") or "{}"),
             )
         )
     return sorted(found, key=lambda version: (version.model, version.number))
+
+
+def versions_of(git: Git, model: str) -> list[Version]:
+    """The versions of a model that has some, oldest first. Raises `UnknownModel`."""
+    known = versions(git)
+    own = [version for version in known if version.model == model]
+    if not own:
+        names = ", ".join(sorted({version.model for version in known})) or "none yet; run `retrace retrain MODEL`"
+        raise UnknownModel(f"no versions of {model!r}; there are versions of {names}")
+    return own
 
 
 def newest_versions(git: Git) -> dict[str, Version]:
@@ -124,6 +137,8 @@ def find(git: Git, name: str) -> Version:
         found = champions(git, own).get((model, rest))
     if found is None:
         known = f"it has v1 to v{own[-1].number}" if own else "`retrace log` lists what there is"
+        if own and not rest:
+            known += f"; name one of them, {model}@latest or {model}@{CHAMPION}"
         raise UnknownVersion(f"no version {name!r}: {known}")
     return found
 
@@ -215,9 +230,9 @@ def assign(mirror: Mirror, version: Version, alias: str, because: str) -> Assign
 def previous_holder(git: Git, model: str, alias: str = CHAMPION) -> Version:
     """The version to return to: the holder before the present one, where a return undoes what came in between.
 
-    Raises `NothingToRollBackTo`.
+    Raises `NothingToRollBackTo`, `UnknownModel`.
     """
-    by_commit = {version.commit: version for version in versions(git, model)}
+    by_commit = {version.commit: version for version in versions_of(git, model)}
     stack: list[Version] = []
     for assignment in assignments(git, model):
         version = by_commit.get(assignment.commit)

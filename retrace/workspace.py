@@ -29,15 +29,16 @@ class NoRemote(RetraceError):
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checkout of `commit` in `path`."""
+    """A checkout of `commit` in `path`; `site` is for one in a folder of the user's, beside which nothing may lie."""
 
     path: Path
     commit: str
+    site: Path | None = None
 
     @property
     def site_cache(self) -> Path:
         """DVC's own state for this checkout, beside it so that it goes with it."""
-        return self.path.with_name(self.path.name + ".site")
+        return self.site or self.path.with_name(self.path.name + ".site")
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,34 @@ def _make_writable(folder: Path) -> None:
             path = os.path.join(parent, name)
             if not os.path.islink(path) and not os.access(path, os.W_OK | os.X_OK):
                 os.chmod(path, 0o700)
+
+
+@contextmanager
+def temporary_folder(settings: Settings, name: str) -> Iterator[Path]:
+    """An empty folder below var/ for as long as the block lasts; those of processes that were killed are removed."""
+    settings.var.mkdir(parents=True, exist_ok=True)
+    for left in settings.var.glob(f"{name}-*"):
+        process = left.name.removeprefix(f"{name}-")
+        if process.isdecimal() and not lives(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = settings.var / f"{name}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def lives(process: int) -> bool:
+    """Whether there is a process of this number, be it somebody else's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sweep(settings: Settings, prefix: str = "") -> list[str]:

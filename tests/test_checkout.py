@@ -9,20 +9,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from projects import Project, git
 
 from retrace import versions
 from retrace.checkout import DirectoryTaken, checkout_version
+from retrace.config import Settings
 from retrace.errors import RetraceError
 from retrace.hashing import hash_file
-from retrace.ingest import OwnData, pull_data
 from retrace.manifest import parse_manifest
-from retrace.process import ObjectCorrupt, ObjectLost
+from retrace.process import Job, ObjectCorrupt, ObjectLost, run_job
+from retrace.pull import OwnData, pull_data
 from retrace.record import read_record
 from retrace.runs import NoData
 from retrace.versions import UnknownVersion
+from retrace.workspace import temporary_folder
 
 MANIFEST = "data/raw/events.manifest"
 MODEL = "models/alpha.skops"
@@ -109,17 +112,67 @@ def test_what_was_checked_out_stands_on_its_own(trained: Project, tmp_path: Path
     assert found(target, expected) == expected
 
 
-def test_without_a_directory_it_is_named_after_the_version(
+def test_without_a_directory_it_is_beside_the_project_and_named_after_the_version(
     trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.chdir(trained.root / "data")
     assert checkout_version(trained.settings, "alpha@champion", None).startswith(
-        f"alpha@v1 is in {tmp_path / 'here/alpha@v1'} (commit "
+        f"alpha@v1 is in {tmp_path / 'alpha@v1'} (commit "
     )
     with pytest.raises(UnknownVersion, match="no version 'alpha@v2': it has v1 to v1"):
         checkout_version(trained.settings, "alpha@v2", None)
-    assert [path.name for path in Path().iterdir()] == ["alpha@v1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alpha@v1", "project"]
+    assert git(trained.root, "status", "--porcelain") == ""
+
+
+def test_a_directory_is_named_as_it_is_and_not_by_the_way_there(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.root / "data")
+    said = checkout_version(trained.settings, "alpha@v1", Path("../../there"))
+    assert said.startswith(f"alpha@v1 is in {tmp_path / 'there'} (commit ")
+    with pytest.raises(DirectoryTaken, match=f"^{tmp_path / 'there'} exists already; name a directory"):
+        checkout_version(trained.settings, "alpha@v1", Path("../../there"))
+
+
+def test_dvc_s_own_state_is_below_var_and_gone_at_the_end(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither beside the project nor beside the user's target, not even while DVC works."""
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def watched(settings: Settings, job: Job) -> dict[str, Any]:
+        done = run_job(settings, job)
+        seen.append((inside(tmp_path), inside(job.workspace.site_cache)))
+        return done
+
+    def inside(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    monkeypatch.setattr("retrace.checkout.run_job", watched)
+    monkeypatch.setattr("retrace.pull.run_job", watched)
+    before = inside(trained.settings.var)
+    checkout_version(trained.settings, "alpha@v1", None)
+    pull_data(trained.settings)
+    assert [around for around, _ in seen] == [["alpha@v1", "project"]] * 2
+    assert all(state for _, state in seen), "DVC used it"
+    assert inside(tmp_path) == ["alpha@v1", "project"]
+    assert inside(trained.settings.var) == before
+
+
+def test_a_folder_that_a_killed_process_left_below_var_is_removed_and_no_other(project: Project) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    var = project.settings.var
+    gone, mine = var / f"site-{int(dead.stdout)}", var / f"site-{os.getpid()}"
+    kept = [var / name for name in (f"site-{os.getppid()}", f"dags-{int(dead.stdout)}", "site-of-ann")]
+    for folder in (gone, mine, *kept):
+        (folder / "of/a run").mkdir(parents=True)
+    with temporary_folder(project.settings, "site") as folder:
+        assert folder == mine and not list(folder.iterdir())
+        assert not gone.exists()
+        (folder / "file").touch()
+    assert not mine.exists()
+    assert all((folder / "of/a run").is_dir() for folder in kept)
 
 
 def test_a_directory_that_is_in_use_is_left_alone(trained: Project, tmp_path: Path) -> None:

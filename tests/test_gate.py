@@ -172,15 +172,29 @@ def test_a_gate_that_is_run_again_does_not_bring_an_old_champion_back(trained: P
     assert champion(trained) == later.name
 
 
-def test_a_run_that_made_no_new_version_is_not_judged(trained: Project) -> None:
-    before = versions.find(trained.mirror, "alpha@v1")
+def test_what_is_no_version_or_was_judged_in_an_earlier_run_is_not_judged(trained: Project) -> None:
+    first = versions.find(trained.mirror, "alpha@v1")
     commit = trained.snapshot("alpha", "again")
-    result = registered(trained, "same", made="this"), registered(trained, "same again", made="this")
-    assert [found.new for found in result] == [True, False]
     kept = trained.refs()
-    for run_id, judged in (("again", commit), ("again", before.commit), ("same again", result[1].version.commit)):
-        assert gates.gate(trained.settings, trained.task("alpha", run_id, "gate"), judged) is None
+    for judged in (commit, first.commit):
+        assert gates.gate(trained.settings, trained.task("alpha", "again", "gate"), judged) is None
     assert trained.refs() == kept
+
+
+def test_a_version_whose_gate_failed_is_judged_by_the_rules_of_the_next_run_that_ends_in_it(project: Project) -> None:
+    project.edit_params(lambda params: params["models"]["alpha"]["gate"][0].update(metric="acuracy"))
+    version = candidate(project, "slip", made="this")
+    with pytest.raises(MetricUnknown, match="the gate's rule on 'acuracy' in params.yaml"):
+        judge(project, version)
+    assert told(project, version) is None
+    project.edit_params(lambda params: params["models"]["alpha"]["gate"][0].update(metric="accuracy"))
+    again = registered(project, "corrected", made="this")
+    assert (again.version, again.new) == (version, False)
+    decision = gates.gate(project.settings, project.task("alpha", "corrected", "gate"), again.version.commit)
+    assert decision is not None and decision.promoted and champion(project) == version.name
+    said = told(project, version)
+    assert said is not None and said["promoted"]
+    assert gates.gate(project.settings, project.task("alpha", "corrected", "gate"), version.commit) is None
 
 
 def test_older_data_never_make_a_champion(project: Project) -> None:
@@ -341,7 +355,7 @@ def test_the_champion_meets_new_data_with_its_own_code_parameters_and_model(apri
 
 
 def test_a_holdout_that_the_champion_s_code_chooses_differently_is_no_comparison(april: Project) -> None:
-    other = {**HOLDOUT, "partition": "2013-04"}
+    other = {**HOLDOUT, "partition": "2013-04", "costs": {"missed": 4.0}}
     version = candidate(april, "other rows", holdout=other)
     heard: list[str] = []
     with pytest.raises(HoldoutMismatch) as raised:
@@ -352,9 +366,9 @@ def test_a_holdout_that_the_champion_s_code_chooses_differently_is_no_comparison
     mirror.fetch_ref("refs/scores/alpha/v1--other=20rows")
     digest = json.loads(mirror.read(score, "reports/alpha/holdout.json") or b"")["digest"]
     assert str(raised.value) == (
-        f"alpha@v1 and {version.name} were not scored on the same holdout (2013-04, 1 rows, {digest[:8]} against "
-        "2013-04, 1 rows, dddddddd): their code or params.yaml chooses rows or labels differently; compare them with "
-        f"another metric, or promote by hand: retrace promote {version.name} --because TEXT"
+        f"alpha@v1 and {version.name} were not scored on the same holdout (digest {digest[:40]} against {'d' * 40}; "
+        "costs None against {'missed': 4.0}): their code or params.yaml chooses rows, labels or what a mistake costs "
+        f"differently; compare them in another way, and promote by hand: retrace promote {version.name} --because TEXT"
     )
     assert champion(april) == "alpha@v1"
     before = april.refs()

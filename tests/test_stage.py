@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from projects import STAGES, Project, processes_of
+from projects import STAGES, Project, git, processes_of
 
 from retrace import environment, register, stage, versions
 from retrace.dvcfiles import PipelineError, lock_entries
@@ -16,7 +19,8 @@ from retrace.git import RefMoved, RefUpdate
 from retrace.hashing import hash_file
 from retrace.lineage import event
 from retrace.process import DependencyMissing, InputEdited, OutputMissing, StageFailed, StageTimeout, UndeclaredWrite
-from retrace.runs import COMPLETE, FAILED, Run, RunUnknown, chain
+from retrace.pull import pull_data
+from retrace.runs import COMPLETE, FAILED, CodeIsARun, Run, RunUnknown, chain
 
 
 def states(project: Project, run_id: str) -> list[tuple[str, str]]:
@@ -95,6 +99,42 @@ def test_new_data_reruns_what_reads_it(trained: Project) -> None:
     trained.ingest("2013-05-01")
     trained.stages("alpha", "april")
     assert states(trained, "april")[1:] == [(f"{name}@alpha", COMPLETE) for name in STAGES]
+
+
+def test_a_run_on_older_data_finds_what_was_made_of_them(trained: Project) -> None:
+    trained.fill("2013-04")
+    trained.ingest("2013-05-01")
+    register.register(trained.settings, Run("alpha", "april"), trained.stages("alpha", "april"))
+    last = trained.stages("alpha", "back", as_of="2013-04-01")
+    assert states(trained, "back") == [("snapshot", COMPLETE)]
+    assert register.register(trained.settings, Run("alpha", "back"), last).version.name == "alpha@v1"
+
+
+def test_what_dvc_repro_made_in_a_working_copy_is_never_taken_for_a_result(project: Project, tmp_path: Path) -> None:
+    """DVC remembers it in the shared cache, whatever environment it was made in."""
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\nif [ "$3" = features ]; then mkdir -p data/features/alpha; echo forged > data/features/alpha/x; '
+        f'else exec {sys.executable} "$@"; fi\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    pull_data(project.settings)
+    repro = [sys.executable, "-m", "dvc", "repro", "features@alpha"]
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(repro, cwd=project.root, env=environ, check=True, capture_output=True)
+    assert (project.root / "data/features/alpha/x").read_text() == "forged\n"
+
+    commit = project.stage("alpha", "one", "validate", project.snapshot("alpha", "one")).commit
+    commit = project.stage("alpha", "one", "features", commit).commit
+    made = event.facts_of(project.mirror.read(commit, event.path("alpha", "features")) or b"")["outputs"]
+    assert [Path(file["path"]).name for file in made[0]["files"]] == ["2013-01.txt", "2013-02.txt", "2013-03.txt"]
+
+
+def test_a_version_is_no_code_to_train(trained: Project) -> None:
+    git(trained.root, "checkout", "-q", "alpha@v1")
+    before = trained.refs()
+    with pytest.raises(CodeIsARun, match="HEAD of .* is .*, a commit of an earlier run .* `git switch main`, or set"):
+        trained.snapshot("alpha", "two")
+    assert trained.refs() == before
 
 
 def test_a_stage_that_fails_leaves_its_event_its_report_and_its_log(project: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -15,11 +16,13 @@ from handmade import finish, registered
 from projects import ROOT, Project, day, git
 
 from retrace import versions
+from retrace.config import UnknownModel
 from retrace.errors import RetraceError
 from retrace.git import Mirror, RefUpdate, trailer
 from retrace.promote import NoReason, promote_version, roll_back
-from retrace.register import MetricsMissing, register, version_of_run
+from retrace.register import MetricsMissing, register
 from retrace.runs import Run
+from retrace.show import log_lines
 from retrace.versions import CHAMPION, NothingToRollBackTo, UnknownVersion, Version
 
 
@@ -110,12 +113,21 @@ def test_a_version_is_found_by_number_newest_or_alias(three: Project) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["alpha@v4", "alpha@v0", "alpha@v01", "alpha@v1\n", "alpha@v", "alpha@3", "alpha", "alpha@", "alpha@challenger"],
+    ["alpha@v4", "alpha@v0", "alpha@v01", "alpha@v1\n", "alpha@v", "alpha@3", "alpha@challenger"],
 )
 def test_a_version_that_is_not_there_is_told_with_what_is(with_versions: Project, name: str) -> None:
     with pytest.raises(UnknownVersion) as raised:
         versions.find(with_versions.mirror, name)
     assert str(raised.value) == f"no version {name!r}: it has v1 to v3"
+
+
+@pytest.mark.parametrize("name", ["alpha", "alpha@"])
+def test_who_names_a_model_alone_is_told_how_to_name_a_version(with_versions: Project, name: str) -> None:
+    with pytest.raises(UnknownVersion) as raised:
+        versions.find(with_versions.mirror, name)
+    assert str(raised.value) == (
+        f"no version {name!r}: it has v1 to v3; name one of them, alpha@latest or alpha@champion"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +161,6 @@ def test_registering_a_run_again_changes_nothing(project: Project) -> None:
     assert register(project.settings, run, commit) == first
     assert project.refs() == before
     assert first.new
-    assert version_of_run(project.mirror, run, commit) == first.version
 
 
 def test_a_run_that_made_what_a_version_is_made_of_makes_no_new_one(three: Project) -> None:
@@ -158,7 +169,6 @@ def test_a_run_that_made_what_a_version_is_made_of_makes_no_new_one(three: Proje
     again = registered(three, "again", made="run 1", metrics={"holdout": {"accuracy": 0.9}})
     assert (again.version, again.new) == (old, False)
     assert tags(three) == before
-    assert version_of_run(three.mirror, Run("alpha", "again"), old.commit) is None
     unchanged = three.snapshot("alpha", "nothing new")  # carries what the newest version is made of
     found = register(three.settings, Run("alpha", "nothing new"), unchanged)
     assert (found.version.name, found.new) == ("alpha@v3", False)
@@ -354,6 +364,29 @@ def test_promotion_and_roll_back_tag_first_and_say_so(three: Project) -> None:
         roll_back(three.settings, "alpha", "once more")
     with pytest.raises(UnknownVersion, match="no version 'alpha@v9': it has v1 to v3"):
         promote_version(three.settings, "alpha@v9", "a slip")
+
+
+def test_a_model_without_versions_is_not_rolled_back_and_those_with_some_are_named(three: Project) -> None:
+    registered(three, "one", model="beta")
+    for model in ("gamma", "al*", "$(touch x)", ""):
+        expected = f"^no versions of {re.escape(repr(model))}; there are versions of alpha, beta$"
+        with pytest.raises(UnknownModel, match=expected):
+            roll_back(three.settings, model, "a slip")
+        with pytest.raises(UnknownModel, match=expected):
+            list(log_lines(three.settings, model, as_json=False))
+
+
+def test_whoever_is_champion_already_is_told_since_when_and_why(three: Project) -> None:
+    first, second, _ = all_of(three)
+    assign(three, second)
+    assign(three, first, "the best of January")
+    before, (_, held) = three.refs(), versions.assignments(three.mirror)
+    since = f"{held.created.astimezone():%Y-%m-%d %H:%M}"
+    assert next(promote_version(three.settings, "alpha@champion", "another reason")) == (
+        f"alpha@v1 is champion of alpha already, since alpha#champion#2 of {since} (the best of January); "
+        "nothing new is written"
+    )
+    assert three.refs() == before
 
 
 def test_without_a_reason_nobody_is_promoted(three: Project) -> None:

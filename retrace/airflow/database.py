@@ -6,19 +6,19 @@ while it is imported, so a process that is to use another database cannot do thi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 from retrace.airflow.embedded import airflow_home, embedded_database, environment, keys, lineage_file, sqlite_url
 from retrace.errors import RetraceError
+from retrace.git import locked
 
 STAGES_POOL = "retrace_stages"
 _SLOTS = "RETRACE_STAGE_SLOTS"
@@ -42,7 +42,7 @@ def prepare_embedded(var: Path, slots: int) -> Path:
     database = embedded_database(var)
     for folder in (airflow_home(var), lineage_file(var).parent):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(database.with_suffix(".lock")):
+    with locked(database.with_suffix(".lock")):
         marker = database.with_suffix(".json")
         if not _is_current(database, marker):
             fresh = not database.exists()
@@ -76,14 +76,6 @@ def migrate(environ: Mapping[str, str], slots: int, log: Path) -> None:
 def _python_path(environ: Mapping[str, str]) -> str:
     package = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join(filter(None, [package, environ.get("PYTHONPATH")]))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time set the database up; the lock ends with the process."""
-    with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _state(database: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ from pluggy import HookimplMarker
 from retrace.airflow.database import prepare_embedded
 from retrace.airflow.embedded import airflow_home, environment, keys, sqlite_url
 from retrace.errors import RetraceError
+from retrace.workspace import lives
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -142,12 +143,8 @@ def _private_database(var: Path, original: Path) -> Iterator[Path]:
 def _sweep(folder: Path) -> None:
     """Remove the copies whose process was killed."""
     for database in folder.glob("*.db"):
-        try:
-            os.kill(int(database.stem), 0)
-        except ProcessLookupError:
+        if not lives(int(database.stem)):
             _remove(database)
-        except PermissionError:
-            continue
 
 
 def _remove(database: Path) -> None:

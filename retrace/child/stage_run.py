@@ -124,7 +124,7 @@ class StageRun:
         started = time.time()
         self.execute()
         if self.store.discard_rotten(self.store.objects(self.made())):
-            self.execute(force=True, run_cache=False)  # DVC had taken a rotten object of its cache for the result
+            self.execute(force=True)  # DVC had taken a rotten object of its cache for the result
         ended = time.time()
         self.reporter.phase("check outputs")
         self.refuse_side_effects(before)
@@ -137,13 +137,14 @@ class StageRun:
         inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code)]
         return {"skipped": False, "started": started, "ended": ended, "inputs": inputs, **record}
 
-    def execute(self, **options: bool) -> None:
+    def execute(self, force: bool = False) -> None:
         from dvc.stage.exceptions import StageCmdFailedError
 
         print(f"--- {self.request['address']}", flush=True)
         try:
             with _stage_environment(self.request["environment"]):
-                self.repo.reproduce(self.request["address"], single_item=True, **options)
+                # DVC's run cache also holds what `dvc repro` made in somebody's working copy, in whatever environment.
+                self.repo.reproduce(self.request["address"], single_item=True, run_cache=False, force=force)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, StageCmdFailedError):

@@ -53,13 +53,13 @@ class Done:
 class Command:
     """A running `retrace`, in a session of its own as from a terminal."""
 
-    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stdin: int = subprocess.DEVNULL, **environ: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RETRACE_", "AIRFLOW_"))}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "retrace.cli", *arguments],
             cwd=folder,
             env={**kept, "PYTHONPATH": str(ROOT), **environ},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

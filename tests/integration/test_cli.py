@@ -7,16 +7,21 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Command, Done, hold, left_behind, let_go, retrace, runs, seed, served, until, wait_for_stage
+from handmade import registered
 from projects import STAGES, Project, git, processes_of
 from servers import free_port
 
+from retrace.config import ConfigError, Settings, UnknownModel
+from retrace.console import notices, run_reset, run_retrain
 from retrace.runs import COMPLETE, chain
+from retrace.show import show_lines
 from retrace.versions import champions, versions
 
 STEPS = ("snapshot", *STAGES, "register", "gate", "publish")
@@ -194,6 +199,16 @@ def test_versions_are_listed_shown_promoted_rolled_back_and_synchronised(story: 
     ]
     back = retrace(project, "rollback", "alpha", "--because", "it was not")
     assert back.code == 0 and said(back.out)[0] == "alpha@v2 is champion of alpha (alpha#champion#4)"
+    given = json.loads(retrace(project, "show", "alpha@v3", "--json").out)["assignments"]
+    tag = git(project.root, "for-each-ref", "--format=%(taggerdate:iso-strict)%09%(taggername)", "refs/tags/*#*#3")
+    created, by = tag.split("\t")
+    name, because = "alpha#champion#3", "January was best"
+    assert given == [{"name": name, "alias": "champion", "created": created, "by": by, "because": because}]
+    *_, title, by_gate, by_hand = show_lines(project.settings, "alpha@v2", as_json=False)
+    assert title == "  assignments"
+    when, by = r"\d{4}-\d\d-\d\d \d\d:\d\d", re.escape(by)
+    assert re.fullmatch(rf"    alpha#champion#2  {when}  by {by}: gate: accuracy 0\.8 >= 0\.5; cost .*", by_gate)
+    assert re.fullmatch(rf"    alpha#champion#4  {when}  by {by}: it was not", by_hand)
     database = project.settings.var / "mlflow/mlflow.db"
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE registered_model_aliases SET version = 1 WHERE name = 'alpha'")
@@ -263,6 +278,101 @@ def test_outside_a_project_and_with_a_wrong_date(rough: Project, tmp_path: Path)
     assert wrong.code == 2 and "'tomorrow' is not a date such as 2013-07-01" in wrong.err
 
 
+def add_model(params: dict[str, Any]) -> None:
+    params["models"]["very_late"] = params["models"]["beta"]
+
+
+def test_a_model_that_only_an_uncommitted_params_yaml_has_is_refused_with_the_reason(
+    project: Project, tmp_path: Path
+) -> None:
+    def refusal(settings: Settings) -> str:
+        with pytest.raises(UnknownModel) as raised:
+            run_retrain(settings, ["alpha", "very_late"], None)
+        return str(raised.value)
+
+    plain = "no model 'very_late' in params.yaml; it has alpha, beta"
+    assert refusal(project.settings) == plain
+    edited = project.params
+    add_model(edited)
+    (project.root / "params.yaml").write_text(json.dumps(edited))
+    told = f"{plain}; params.yaml is edited and not committed, and a run sees commits only: commit it first"
+    assert refusal(project.settings) == told
+    git(project.root, "add", "params.yaml")
+    assert refusal(project.settings) == told, "in the index it is in no commit yet"
+    git(tmp_path, "clone", "-q", "--bare", str(project.root), "origin.git")
+    elsewhere = project.settings.model_copy(update={"origin": str(tmp_path / "origin.git")})
+    assert refusal(elsewhere) == plain, "another repository's commits are what counts"
+    git(project.root, "commit", "-q", "-m", "very late")
+    of_old = project.settings.model_copy(update={"code_ref": git(project.root, "rev-parse", "HEAD~1")})
+    assert refusal(of_old) == plain, "it is committed, and an older commit was asked for"
+
+
+def test_a_run_of_another_commit_than_main_s_says_so(empty_project: Project) -> None:
+    project = empty_project
+    main = git(project.root, "rev-parse", "HEAD")
+    assert notices(project.settings, main) == []
+    git(project.root, "switch", "-q", "-c", "feature-x")
+    assert notices(project.settings, main) == [], "it is the commit of main, too"
+    code = project.commit("a feature")
+    assert notices(project.settings, code) == [f"running commit {code[:8]} of branch feature-x, not of main"]
+    (project.root / "notes.txt").touch()
+    git(project.root, "switch", "-q", "--detach")
+    assert notices(project.settings, code) == [
+        f"running commit {code[:8]}; HEAD is detached",
+        f"the working copy is dirty: running commit {code[:8]} without notes.txt; commit what should take part",
+    ]
+    (project.root / "notes.txt").unlink()
+    for chosen in ({"code_ref": "main"}, {"origin": "git@example.com:team/project.git"}):
+        assert notices(project.settings.model_copy(update=chosen), code) == []
+
+
+def test_what_goes_with_the_demo_is_told_and_nobody_is_surprised(ingested: Project, tmp_path: Path) -> None:
+    project = ingested.copy(tmp_path / "project")
+    for run, model in (("one", "alpha"), ("two", "alpha"), ("one", "beta")):
+        registered(project, run, model=model)
+    before, var = project.refs(), sorted(path.name for path in project.settings.var.iterdir())
+    asked: list[str] = []
+
+    def answer(text: str) -> Callable[[str], str]:
+        return lambda question: asked.append(question) or text
+
+    for text in ("", "n", "nein", "yes, but later"):
+        assert run_reset(project.settings, answer(text)) == 1
+    assert (project.refs(), sorted(path.name for path in project.settings.var.iterdir())) == (before, var)
+    assert set(asked) == {
+        "this removes 3 versions (2 of alpha, 1 of beta), all runs and promotions, the branch data (3 commits) and all "
+        f"in {project.settings.var} but the stages' environments; go on? [y/N] "
+    }
+    with pytest.raises(ConfigError, match="demo-reset is for a repository that is its own origin"):
+        run_reset(project.settings.model_copy(update={"origin": "elsewhere"}), answer("y"))
+    assert run_reset(project.settings, answer("Y\n")) == 0
+    assert project.refs().keys() == {"refs/heads/main"}
+    assert [path.name for path in project.settings.var.iterdir()] == ["environments"]
+    assert run_reset(project.settings, answer("no")) == 1 and asked[-1].startswith("this removes 0 versions, all runs")
+
+
+@pytest.mark.parametrize(
+    ("typed", "arguments", "code"),
+    [(b"n\n", (), 1), (b"\x04", (), 1), (b"y\n", (), 0), (b"", ("--yes",), 0), (None, (), 0)],
+    ids=["no", "ctrl-d", "yes", "--yes", "no terminal"],
+)
+def test_a_reset_asks_on_a_terminal_alone(
+    project: Project, typed: bytes | None, arguments: tuple[str, ...], code: int
+) -> None:
+    keyboard, terminal = os.openpty()
+    if typed:
+        os.write(keyboard, typed)
+    command = Command(project.root, "demo-reset", *arguments, stdin=subprocess.DEVNULL if typed is None else terminal)
+    done = command.done()
+    os.close(keyboard)
+    os.close(terminal)
+    assert (done.code, done.err) == (code, "")
+    assert ("[y/N]" in done.out) is bool(typed)
+    assert ("nothing is removed" in done.out) is (code == 1)
+    assert ("refs/heads/data" in project.refs()) is (code == 1)
+    assert project.source.exists() is (code == 1)
+
+
 def test_a_failing_stage_ends_the_run_at_once_and_is_kept_on_its_ref(rough: Project) -> None:
     rough.act("alpha", "evaluate", "exit")
     before = rough.refs()
@@ -272,8 +382,9 @@ def test_a_failing_stage_ends_the_run_at_once_and_is_kept_on_its_ref(rough: Proj
     *_, train, failed, last = [line for line in said(done.out) if not line.startswith("      ")]
     assert train.startswith("    train ")
     assert failed.startswith("  ! evaluate  evaluate@alpha ended with code 1: bad luck in the stage")
-    assert last.startswith("  alpha failed; what it had done is kept on its run's ref; full log: ")
-    assert Path(last.rpartition(": ")[2]).is_file()
+    log = rough.settings.logs / "airflow.log"
+    assert last == f"  alpha failed; what it had done is kept on its run's ref; Airflow's log: {log}"
+    assert log.is_file()
     (ref,) = rough.refs().keys() - before.keys() - {"refs/heads/main"}
     head = rough.mirror.fetch_ref(ref)
     assert head is not None
@@ -289,6 +400,10 @@ def test_what_may_pass_is_told_and_not_tried_again_while_somebody_watches(rough:
     text = " ".join(done.out.split())
     assert (done.code, done.err) == (1, "")
     assert text.count("is not available") == 1 and "then try again" in text and "hidden" not in done.out
+    assert done.out.splitlines()[-1] == (
+        "  ingest failed; the intervals before it are committed on data; "
+        f"Airflow's log: {rough.settings.logs / 'airflow.log'}"
+    )
     assert rough.refs() == before and left_behind(rough) == []
 
 
@@ -333,6 +448,7 @@ def test_a_killed_retrain_leaves_no_process_and_the_next_one_goes_on_with_it(rou
     until(lambda: not runs(stage) and processes_of(rough.root) == [], "the processes to be gone")
     (ref,) = (ref for ref in rough.refs().keys() - before.keys() if ref.startswith("refs/runs/"))
     assert completed(rough, ref) == ["snapshot", "validate@beta", "features@beta"]
+    assert [path.name for path in rough.settings.var.glob("dags-*")] == [f"dags-{command.process.pid}"]
 
     let_go(rough, "beta")
     done = retrace(rough, "retrain", "beta")
@@ -340,6 +456,7 @@ def test_a_killed_retrain_leaves_no_process_and_the_next_one_goes_on_with_it(rou
     assert completed(rough, ref) == ["snapshot", *(f"{stage}@beta" for stage in STAGES), "gate@beta"]
     (version,) = versions(rough.mirror, "beta")
     assert version.run_ref == ref and left_behind(rough) == []
+    assert not list(rough.settings.var.glob("dags-*")), "those of the killed process are gone as well"
 
 
 def test_of_two_retrains_of_a_model_the_second_waits_and_another_model_does_not(rough: Project) -> None:

@@ -28,6 +28,8 @@ EXPECTED = {
     'retrace rollback late_arrival --because "complaints from the night shift"': ["is champion of late_arrival"],
     'retrace promote late_arrival@latest --because "the complaints had another cause"': ["late_arrival@v3 is champion"],
     "retrace sync": ["MLflow is up to date"],
+    "git for-each-ref --format='%(refname) %(subject)' refs/runs/late_arrival": ["gate@late_arrival: late_arrival@v3"],
+    "git log --oneline refs/heads/data": ["data: 2013-08: flights adds"],
     "retrace data pull": ["data/raw/flights is here"],
     "make down": ["everything is stopped"],
     "make demo-reset": ["removed"],
