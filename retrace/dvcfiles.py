@@ -30,6 +30,7 @@ class StageTemplate:
     """A stage of dvc.yaml, written once for all models; `${key}` in its paths stands for the model."""
 
     name: str
+    command: str
     dependencies: tuple[str, ...]
     outputs: tuple[str, ...]
     uncached: tuple[str, ...]
@@ -69,6 +70,7 @@ def stages(text: str, where: str = "dvc.yaml") -> tuple[StageTemplate, ...]:
         found.append(
             StageTemplate(
                 name=str(name),
+                command=str(do.get("cmd", "")),
                 dependencies=tuple(_path_of(item)[0] for item in do.get("deps", ())),
                 outputs=tuple(path for path, _ in outputs),
                 uncached=tuple(path for path, flags in outputs if flags.get("cache") is False),

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retrace import environment, machine, manifest
+from retrace import environment, machine, manifest, preflight
 from retrace.config import Settings
 from retrace.dvcfiles import LOCK, RAW, PipelineError, StageTemplate, entries_of, lock_entries, stages
 from retrace.errors import RetraceError
@@ -22,7 +22,7 @@ from retrace.git import Git, Mirror, RefMoved, RefUpdate, escape_ref_part, messa
 from retrace.lineage import event
 from retrace.process import Job, run_job
 from retrace.runs import COMPLETE, FAILED, Link, RunUnknown, Task, chain
-from retrace.workspace import Workspace, workspace
+from retrace.workspace import Workspace, remote_of, workspace
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _FIXED = {
@@ -90,6 +90,8 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
     if made is not None:
         return StageResult(made.commit, executed=False)
     _refuse_moved(mirror, call, head)
+    if _unchanged(settings, mirror, call):
+        return StageResult(call.commit, executed=False)
     started = datetime.now(UTC)
     key = f"{call.model}--{call.task.run.run_id}"
     with workspace(settings, mirror, call.commit, key) as space:
@@ -102,6 +104,15 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
             return StageResult(call.commit, executed=False)
         commit = _write(mirror, call, head, space, result)
     return StageResult(publish(mirror, call, head, commit), executed=True)
+
+
+def _unchanged(settings: Settings, mirror: Mirror, call: StageCall) -> bool:
+    config = mirror.read(call.commit, ".dvc/config")
+    folder = remote_of(settings, config.decode()).folder if config is not None else None
+    if folder is None:
+        return False
+    template = template_at(mirror, call.commit, call.stage)
+    return preflight.unchanged(mirror, call.commit, template, call.model, folder)
 
 
 def _head(mirror: Mirror, call: StageCall) -> str:

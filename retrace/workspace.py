@@ -54,6 +54,11 @@ class Remote:
         """The address for messages and records: no credentials."""
         return without_credentials(self.url)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where it is, if it is a folder of this machine."""
+        return None if "://" in self.url else Path(self.url)
+
 
 def _read_config(*texts: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None, strict=False)

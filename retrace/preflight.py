@@ -1,0 +1,128 @@
+"""Whether a stage need not run, told from its commit alone: no checkout, no process of DVC's, a tenth of the time.
+
+It says yes only where DVC would: the lock's entry has this very command, these dependencies, parameters and outputs,
+and the remote, a folder of this machine, has every object. Whatever it cannot tell by itself (a remote elsewhere, a
+dependency that is part of an output) is left to DVC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from retrace.dvcfiles import LOCK, StageTemplate, output_md5s, pointer_md5
+from retrace.git import Git
+
+_PLACE = re.compile(r"\$\{([^}]*)\}")
+
+
+class _Unresolved(Exception):
+    """An expression of dvc.yaml that is DVC's to resolve."""
+
+
+def unchanged(git: Git, commit: str, template: StageTemplate, model: str, remote: Path) -> bool:
+    """Whether nothing would be done for this stage of a model in this commit. False also means: not known."""
+    params, lock = (_yaml(git.read(commit, path)) for path in ("params.yaml", LOCK))
+    entries = lock.get("stages", {})
+    entry = entries.get(template.address(model))
+    if entry is None:
+        return False
+    try:
+        return (
+            entry["cmd"] == _resolve(template.command, model, params)
+            and _same_parameters(entry, _all(template.parameters, model, params), params)
+            and _same_dependencies(git, commit, entries, entry, _all(template.dependencies, model, params))
+            and _has_outputs(git, commit, entry, template, model, params, remote)
+        )
+    except _Unresolved:
+        return False
+
+
+def _yaml(content: bytes | None) -> Any:
+    """As DVC reads it: by the rules of YAML 1.2."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(content) if content else {}
+
+
+def _resolve(text: str, model: str, params: Any) -> str:
+    def value(found: re.Match[str]) -> str:
+        if found[1] == "key":
+            return model
+        if not found[1].startswith("item."):
+            raise _Unresolved
+        return str(_look_up(params, f"models.{model}.{found[1].removeprefix('item.')}"))
+
+    return _PLACE.sub(value, text)
+
+
+def _look_up(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        if not isinstance(tree, Mapping) or name not in tree:
+            raise _Unresolved
+        tree = tree[name]
+    return tree
+
+
+def _all(texts: Iterable[str], model: str, params: Any) -> set[str]:
+    return {_resolve(text, model, params) for text in texts}
+
+
+def _same_parameters(entry: Any, keys: set[str], params: Any) -> bool:
+    recorded = entry.get("params", {})
+    values = recorded.get("params.yaml", {})
+    if set(recorded) - {"params.yaml"} or set(values) != keys:
+        return False
+    return all(_look_up(params, key) == value for key, value in values.items())
+
+
+def _same_dependencies(git: Git, commit: str, entries: Any, entry: Any, paths: set[str]) -> bool:
+    recorded = {dep["path"]: dep.get("md5") for dep in entry.get("deps", ())}
+    return set(recorded) == paths and _present(git, commit, output_md5s(entries), paths) == recorded
+
+
+def _present(git: Git, commit: str, made: Mapping[str, str], paths: Iterable[str]) -> dict[str, str | None]:
+    """Path -> md5 of what a stage would find: a file of the commit, raw data by pointer, an output by the lock."""
+    blobs = git.files(commit)
+    names = {path: path if path in blobs else f"{path}.dvc" for path in paths}
+    in_git = {path: name for path, name in names.items() if name in blobs}
+    contents = git.read_many([blobs[name] for name in in_git.values()])
+    found: dict[str, str | None] = {path: made.get(path) for path in paths}
+    for (path, name), content in zip(in_git.items(), contents, strict=True):
+        assert content is not None
+        found[path] = _md5(content) if name == path else pointer_md5(content, name)
+    return found
+
+
+def _has_outputs(
+    git: Git, commit: str, entry: Any, template: StageTemplate, model: str, params: Any, remote: Path
+) -> bool:
+    recorded = {out["path"]: out.get("md5", "") for out in entry.get("outs", ())}
+    uncached = _all(template.uncached, model, params)
+    if set(recorded) != _all(template.outputs, model, params):
+        return False
+    if _present(git, commit, {}, uncached) != {path: recorded[path] for path in uncached}:
+        return False
+    return all(_is_stored(remote, md5) for path, md5 in recorded.items() if path not in uncached)
+
+
+def _is_stored(remote: Path, md5: str) -> bool:
+    place = _place(remote, md5)
+    if not place.is_file():
+        return False
+    if not md5.endswith(".dir"):
+        return True
+    content = place.read_bytes()
+    return f"{_md5(content)}.dir" == md5 and all(_place(remote, file["md5"]).is_file() for file in json.loads(content))
+
+
+def _place(remote: Path, md5: str) -> Path:
+    return remote / "files/md5" / md5[:2] / md5[2:]
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
