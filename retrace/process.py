@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,55 +139,74 @@ def _endpoint(remote: Remote) -> str | None:
     )
 
 
-def run_job(settings: Settings, job: Job, follow: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Run a job to its end and return its result; `follow` hears of each phase.
+@dataclass(frozen=True)
+class Child:
+    """DVC's process, which waits for its job on standard input; `reports` is where it says what it does."""
 
-    Raises the error that its failure is, after everything that it started has ended.
-    """
-    committed = (job.workspace.path / ".dvc/config").read_text()
-    remote = remote_of(settings, committed)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
+    process: subprocess.Popen[bytes]
+    reports: int
+    report_to: int
+
+
+@contextmanager
+def waiting_child(log: Path) -> Iterator[Child]:
+    """Start DVC's process; at the end of the block nothing of it is left. It imports DVC while others go on."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    request = {
-        **job.request,
-        "report_to": writing,
-        "remote": {"shown": remote.shown, "endpoint": _endpoint(remote)},
-    }
-    with open(job.log, "ab") as log:
-        child = subprocess.Popen(
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "retrace.child"],
-            cwd=job.workspace.path,
-            env=_environment(job.workspace),
+            cwd=log.parent,
+            env=_environment(),
             stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             pass_fds=(writing,),
             start_new_session=True,
         )
     os.close(writing)
     try:
-        assert child.stdin is not None
-        with suppress(BrokenPipeError):  # it died at once: what it reports, nothing, says so
-            child.stdin.write(json.dumps(request).encode() + b"\n")
-            child.stdin.flush()
-        message = _follow(reading, job, follow)
+        yield Child(process, reading, writing)
     finally:
-        _end_group(child)
+        _end_group(process)
         os.close(reading)
+
+
+def run_job(
+    settings: Settings, job: Job, follow: Callable[[str], None] | None = None, child: Child | None = None
+) -> dict[str, Any]:
+    """Run a job to its end, by a child that waits for it or a new one; its result. `follow` hears of each phase.
+
+    Raises the error that its failure is, after everything that it started has ended.
+    """
+    if child is None:
+        with waiting_child(job.log) as child:
+            return run_job(settings, job, follow, child)
+    committed = (job.workspace.path / ".dvc/config").read_text()
+    remote = remote_of(settings, committed)
+    request = {
+        **job.request,
+        "workspace": str(job.workspace.path),
+        "site_cache": str(job.workspace.site_cache),
+        "report_to": child.report_to,
+        "remote": {"shown": remote.shown, "endpoint": _endpoint(remote)},
+    }
+    try:
+        assert child.process.stdin is not None
+        with suppress(BrokenPipeError):  # it died at once: what it reports, nothing, says so
+            child.process.stdin.write(json.dumps(request).encode() + b"\n")
+            child.process.stdin.flush()
+        message = _follow(child.reports, job, follow)
+    finally:
+        _end_group(child.process)
     if "done" in message:
         return dict(message["done"])
     raise _error(settings, job, message)
 
 
-def _environment(workspace: Workspace) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[1])
-    return {
-        **os.environ,
-        "PYTHONPATH": package,
-        "DVC_SITE_CACHE_DIR": str(workspace.site_cache),
-        "DVC_NO_ANALYTICS": "1",
-        "SHELL": "/bin/sh",
-    }
+    return {**os.environ, "PYTHONPATH": package, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}
 
 
 def _follow(reading: int, job: Job, follow: Callable[[str], None] | None) -> dict[str, Any]:
@@ -216,6 +235,8 @@ def _follow(reading: int, job: Job, follow: Callable[[str], None] | None) -> dic
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     """Kill the child and all that it started, and return when none of them runs any more."""
+    if child.returncode is not None:
+        return  # done before; its number may be another's by now
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     if child.stdin is not None:

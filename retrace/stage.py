@@ -8,6 +8,7 @@ remote, then commit, then move the run's ref by compare-and-swap. A failure is c
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from retrace.dvcfiles import LOCK, RAW, PipelineError, StageTemplate, entries_of
 from retrace.errors import RetraceError
 from retrace.git import Git, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
-from retrace.process import Job, run_job
+from retrace.process import Child, Job, run_job, waiting_child
 from retrace.runs import COMPLETE, FAILED, Link, RunUnknown, Task, chain
 from retrace.workspace import Workspace, remote_of, workspace
 
@@ -92,18 +93,26 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
     _refuse_moved(mirror, call, head)
     if _unchanged(settings, mirror, call):
         return StageResult(call.commit, executed=False)
-    started = datetime.now(UTC)
+    began = datetime.now(UTC)
+    log = log_path(settings, call.task)
     key = f"{call.model}--{call.task.run.run_id}"
-    with workspace(settings, mirror, call.commit, key) as space:
+    with waiting_child(log) as child, workspace(settings, mirror, call.commit, key) as space:
         try:
-            result = _execute(settings, mirror, call, space, follow)
+            result = _execute(settings, mirror, call, space, child, follow)
         except RetraceError as error:
-            _commit_failure(settings, mirror, call, head, space, started, error)
+            _commit_failure(settings, mirror, call, head, space, began, error)
             raise
         if result["skipped"]:
             return StageResult(call.commit, executed=False)
         commit = _write(mirror, call, head, space, result)
-    return StageResult(publish(mirror, call, head, commit), executed=True)
+    made_by_now = publish(mirror, call, head, commit)
+    shutil.rmtree(_run_cache(settings, call), ignore_errors=True)
+    return StageResult(made_by_now, executed=True)
+
+
+def _run_cache(settings: Settings, call: StageCall) -> Path:
+    """Where DVC remembers what this run's tries made, until it is committed."""
+    return settings.var / "runs" / escape_ref_part(call.ref)
 
 
 def _unchanged(settings: Settings, mirror: Mirror, call: StageCall) -> bool:
@@ -132,7 +141,12 @@ def _refuse_moved(mirror: Mirror, call: StageCall, head: str) -> None:
 
 
 def _execute(
-    settings: Settings, mirror: Mirror, call: StageCall, space: Workspace, follow: Callable[[str], None] | None
+    settings: Settings,
+    mirror: Mirror,
+    call: StageCall,
+    space: Workspace,
+    child: Child,
+    follow: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     lock = environment.EnvironmentLock.of_commit(mirror, call.commit)
     if follow is not None and not (settings.environments / lock.digest[:16] / ".complete").exists():
@@ -141,11 +155,12 @@ def _execute(
     request = {
         "operation": "stage",
         "address": call.address,
+        "run_cache": str(_run_cache(settings, call)),
         "environment": stage_environment(settings, folder, space),
         "sha256": recorded_sha256(mirror, call.commit, call.model),
     }
     job = Job(call.address, space, request, log_path(settings, call.task), call.timeout)
-    result = run_job(settings, job, follow)
+    result = run_job(settings, job, follow, child)
     return {**result, "environment": lock.digest, "machine": machine.describe(folder)}
 
 

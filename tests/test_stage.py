@@ -201,10 +201,11 @@ def test_a_stage_that_does_not_keep_to_its_declaration_is_refused(
     project.act("alpha", "validate", action)
     commit = project.snapshot("alpha", "one")
     stored = objects(project)
-    with pytest.raises(error) as raised:
-        project.stage("alpha", "one", "validate", commit)
-    assert str(raised.value) == text
-    assert states(project, "one") == [("snapshot", COMPLETE), ("validate@alpha", FAILED)]
+    for _ in range(2):  # what was made is not taken for a result by another try
+        with pytest.raises(error) as raised:
+            project.stage("alpha", "one", "validate", commit)
+        assert str(raised.value) == text
+    assert states(project, "one") == [("snapshot", COMPLETE), *[("validate@alpha", FAILED)] * 2]
     assert nothing_left(project)
     assert objects(project) == stored
 

@@ -90,12 +90,17 @@ def _remove_partial_copies(repo: Any, names: list[str]) -> None:
 
 
 def main() -> None:
-    request = json.loads(sys.stdin.buffer.readline())
+    from dvc.repo import Repo  # while the parent makes the workspace
+
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return  # the parent has ended, or has nothing to do after all
+    request = json.loads(line)
     reporter = Reporter(os.fdopen(request["report_to"], "w"))
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.chdir(request["workspace"])
+    os.environ["DVC_SITE_CACHE_DIR"] = request["site_cache"]
     try:
-        from dvc.repo import Repo
-
         if request["remote"]["endpoint"] is not None:
             import s3fs  # noqa: F401
         _tame_s3_client()

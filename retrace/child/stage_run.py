@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ class StageRun:
 
     def __init__(self, repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) -> None:
         self.repo, self.store, self.request, self.reporter = repo, store, request, reporter
+        # DVC remembers what its runs made, so that a try whose push failed need not run again. It does so per run here:
+        # the shared cache also knows what `dvc repro` made in somebody's working copy, in whatever environment.
+        repo.stage_cache.cache_dir = request["run_cache"]
         self.stage = repo.stage.get_target(request["address"])
         self.dependencies = [
             dep for dep in self.stage.deps if dep.protocol == "local" and dep.def_path != "params.yaml"
@@ -127,9 +131,15 @@ class StageRun:
             self.execute(force=True)  # DVC had taken a rotten object of its cache for the result
         ended = time.time()
         self.reporter.phase("check outputs")
-        self.refuse_side_effects(before)
-        record = self.describe()
-        self.refuse_changed_lock(wanted, record["lock"])
+        try:
+            self.refuse_side_effects(before)
+            record = self.describe()
+            self.refuse_changed_lock(wanted, record["lock"])
+        except Failure:
+            shutil.rmtree(
+                self.request["run_cache"], ignore_errors=True
+            )  # a second try must not take it from there unchecked
+            raise
         self.reporter.phase("push")
         self.store.push(self.request["address"], self.made())
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
@@ -143,8 +153,7 @@ class StageRun:
         print(f"--- {self.request['address']}", flush=True)
         try:
             with _stage_environment(self.request["environment"]):
-                # DVC's run cache also holds what `dvc repro` made in somebody's working copy, in whatever environment.
-                self.repo.reproduce(self.request["address"], single_item=True, run_cache=False, force=force)
+                self.repo.reproduce(self.request["address"], single_item=True, run_cache=not force, force=force)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, StageCmdFailedError):
