@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -153,6 +154,11 @@ def lock_text(entries: Mapping[str, dict[str, Any]]) -> bytes:
 def output_md5s(entries: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """Path -> md5 (directories end in `.dir`) of every output in a lock."""
     return {str(out["path"]): str(out["md5"]) for entry in entries.values() for out in entry.get("outs", ())}
+
+
+def object_path(store: Path, md5: str) -> Path:
+    """Where a cache, or a remote that is a folder, keeps the object of this name."""
+    return store / "files/md5" / md5[:2] / md5[2:]
 
 
 def pointer_md5(text: bytes, where: str) -> str:

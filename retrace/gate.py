@@ -18,7 +18,7 @@ from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
 from retrace.register import gate_facts, holdout_metrics, snapshot_facts
-from retrace.runs import COMPLETE, SNAPSHOT, RunUnknown, Task, chain, params_at, raw_files, with_data
+from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, raw_files, with_data
 from retrace.stage import StageCall, run_stage
 from retrace.versions import CHAMPION, Version
 
@@ -103,7 +103,7 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
             return None
         told = tuple(Finding(finding["passed"], finding["text"]) for finding in said["findings"])
         return Decision(said["version"], said["passed"], said["promoted"], said["champion"], told)
-    params = params_at(mirror, _snapshot(mirror, task))
+    params = params_at(mirror, chain(mirror, end_of(mirror, task.run.ref))[0].commit)
     champion = _incumbent(mirror, version)
     if champion is not None and champion.commit == version.commit:
         decision = Decision(version.name, True, True, champion.name, (Finding(True, "is the champion already"),))
@@ -123,14 +123,6 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
         versions.assign(mirror, version, CHAMPION, f"{_BY_GATE}{decision.reason}")
     _keep(mirror, task, version, decision, started)
     return decision
-
-
-def _snapshot(mirror: Mirror, task: Task) -> str:
-    """The first commit of the run that judges: its code and params.yaml."""
-    head = mirror.fetch_ref(task.run.ref)
-    if head is None:
-        raise RunUnknown(f"the origin has no {task.run.ref}; the run's snapshot is missing: start the run again")
-    return chain(mirror, head)[0].commit
 
 
 def _incumbent(mirror: Mirror, version: Version) -> Version | None:

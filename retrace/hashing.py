@@ -21,6 +21,16 @@ class FileHash:
         return {"md5": self.md5, "sha256": self.sha256, "size": self.size}
 
 
+def md5_of(content: bytes) -> str:
+    """The md5 of bytes in memory, as DVC names them."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def is_directory_object(content: bytes, oid: str) -> bool:
+    """Whether these bytes are the list of files that DVC keeps under this name (it ends in `.dir`)."""
+    return f"{md5_of(content)}.dir" == oid
+
+
 def hash_file(path: Path) -> FileHash:
     """Hash a file of any size in bounded memory."""
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0

@@ -7,15 +7,15 @@ dependency that is part of an output) is left to DVC.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from retrace.dvcfiles import LOCK, StageTemplate, output_md5s, pointer_md5
+from retrace.dvcfiles import LOCK, StageTemplate, object_path, output_md5s, pointer_md5
 from retrace.git import Git
+from retrace.hashing import is_directory_object, md5_of
 
 _PLACE = re.compile(r"\$\{([^}]*)\}")
 
@@ -94,7 +94,7 @@ def _present(git: Git, commit: str, made: Mapping[str, str], paths: Iterable[str
     found: dict[str, str | None] = {path: made.get(path) for path in paths}
     for (path, name), content in zip(in_git.items(), contents, strict=True):
         assert content is not None
-        found[path] = _md5(content) if name == path else pointer_md5(content, name)
+        found[path] = md5_of(content) if name == path else pointer_md5(content, name)
     return found
 
 
@@ -111,18 +111,12 @@ def _has_outputs(
 
 
 def _is_stored(remote: Path, md5: str) -> bool:
-    place = _place(remote, md5)
+    place = object_path(remote, md5)
     if not place.is_file():
         return False
     if not md5.endswith(".dir"):
         return True
     content = place.read_bytes()
-    return f"{_md5(content)}.dir" == md5 and all(_place(remote, file["md5"]).is_file() for file in json.loads(content))
-
-
-def _place(remote: Path, md5: str) -> Path:
-    return remote / "files/md5" / md5[:2] / md5[2:]
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return is_directory_object(content, md5) and all(
+        object_path(remote, file["md5"]).is_file() for file in json.loads(content)
+    )

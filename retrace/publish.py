@@ -14,6 +14,7 @@ from typing import Any
 
 from retrace import lease, versions
 from retrace.config import Settings
+from retrace.dvcfiles import object_path
 from retrace.git import Git, Mirror
 from retrace.hashing import hash_file
 from retrace.process import Job, ObjectCorrupt, run_job
@@ -75,7 +76,7 @@ def _model_output(record: Record) -> tuple[str, Fingerprint]:
 @contextmanager
 def _model_file(settings: Settings, mirror: Mirror, record: Record, path: str, wanted: Fingerprint) -> Iterator[Path]:
     """The model file, from this machine's cache or the remote, after its hash matched the record."""
-    cached = settings.cache / "files/md5" / wanted.md5[:2] / wanted.md5[2:]
+    cached = object_path(settings.cache, wanted.md5)
     if cached.is_file() and hash_file(cached).sha256 == wanted.sha256:
         yield cached
         return

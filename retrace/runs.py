@@ -67,6 +67,14 @@ class Link:
     state: str
 
 
+def end_of(mirror: Mirror, ref: str) -> str:
+    """The last commit of a run. Raises `RunUnknown`."""
+    head = mirror.fetch_ref(ref)
+    if head is None:
+        raise RunUnknown(f"the origin has no {ref}; the run's snapshot is missing: start the run again")
+    return head
+
+
 def chain(git: Git, head: str) -> list[Link]:
     """The commits of a run, from its snapshot to `head`."""
     form = (

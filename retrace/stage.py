@@ -22,7 +22,7 @@ from retrace.errors import RetraceError
 from retrace.git import Git, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
 from retrace.process import Child, Job, run_job, waiting_child
-from retrace.runs import COMPLETE, FAILED, Link, RunUnknown, Task, chain
+from retrace.runs import COMPLETE, FAILED, Link, Task, chain, end_of
 from retrace.workspace import Workspace, remote_of, workspace
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -86,7 +86,7 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
     Raises the error that made it fail (`retrace.process`, `retrace.environment`), `RefMoved`, `RunUnknown`.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
-    head = _head(mirror, call)
+    head = end_of(mirror, call.ref)
     made = next((link for link in chain(mirror, head) if link.stage == call.address and link.state == COMPLETE), None)
     if made is not None:
         return StageResult(made.commit, executed=False)
@@ -94,9 +94,8 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
     if _unchanged(settings, mirror, call):
         return StageResult(call.commit, executed=False)
     began = datetime.now(UTC)
-    log = log_path(settings, call.task)
     key = f"{call.model}--{call.task.run.run_id}"
-    with waiting_child(log) as child, workspace(settings, mirror, call.commit, key) as space:
+    with waiting_child(log_path(settings, call.task)) as child, workspace(settings, mirror, call.commit, key) as space:
         try:
             result = _execute(settings, mirror, call, space, child, follow)
         except RetraceError as error:
@@ -122,13 +121,6 @@ def _unchanged(settings: Settings, mirror: Mirror, call: StageCall) -> bool:
         return False
     template = template_at(mirror, call.commit, call.stage)
     return preflight.unchanged(mirror, call.commit, template, call.model, folder)
-
-
-def _head(mirror: Mirror, call: StageCall) -> str:
-    head = mirror.fetch_ref(call.ref)
-    if head is None:
-        raise RunUnknown(f"the origin has no {call.ref}; the run's snapshot is missing: start the run again")
-    return head
 
 
 def _refuse_moved(mirror: Mirror, call: StageCall, head: str) -> None:
@@ -254,7 +246,7 @@ def publish(mirror: Mirror, call: StageCall, head: str, commit: str) -> str:
     try:
         mirror.push([RefUpdate(call.ref, commit, head)])
     except RefMoved:
-        now = _head(mirror, call)
+        now = end_of(mirror, call.ref)
         links = chain(mirror, now)
         winner = next((link for link in links if link.stage == call.address and link.state == COMPLETE), None)
         if winner is not None and _lock(mirror, winner.commit, call.model) == _lock(mirror, commit, call.model):

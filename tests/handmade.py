@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from projects import Project
 
 from retrace.dvcfiles import LOCK, lock_entries, lock_text
-from retrace.git import RefUpdate, message
+from retrace.git import Mirror, RefUpdate, message
 from retrace.register import Registered, register
 from retrace.runs import COMPLETE, Run
 
@@ -49,3 +50,16 @@ def registered(project: Project, run_id: str, **result: Any) -> Registered:
     """A run by hand up to its registration."""
     model = result.get("model", "alpha")
     return register(project.settings, Run(model, run_id), finish(project, run_id, **result))
+
+
+class Overtaken(Mirror):
+    """A mirror before whose first push somebody else is faster."""
+
+    def __init__(self, mirror: Mirror, rival: Callable[[], object]) -> None:
+        super().__init__(mirror.directory, mirror.origin)
+        self.rivals = [rival]
+
+    def push(self, updates: Iterable[RefUpdate]) -> None:
+        if self.rivals:
+            self.rivals.pop()()
+        super().push(updates)

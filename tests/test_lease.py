@@ -5,17 +5,18 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from handmade import Overtaken
 from projects import ROOT, git
 
 from retrace import lease
 from retrace.errors import TransientError
-from retrace.git import Mirror, RefUpdate
+from retrace.git import Mirror
 from retrace.lease import Lease, ModelBusy, holder, publication, release, take, this_process
 
 BUSY = "alpha is being retrained by one; wait for it to end"
@@ -158,19 +159,6 @@ def test_only_who_has_it_gives_it_up(mirror: Mirror, other: Mirror) -> None:
     assert holder(mirror, "alpha") is None
     assert mirror.remote_refs() == {}
     take(other, "alpha", "two", 60)
-
-
-class Overtaken(Mirror):
-    """A mirror before whose first push somebody else is faster."""
-
-    def __init__(self, mirror: Mirror, rival: Callable[[], None]) -> None:
-        super().__init__(mirror.directory, mirror.origin)
-        self.rivals = [rival]
-
-    def push(self, updates: Iterable[RefUpdate]) -> None:
-        if self.rivals:
-            self.rivals.pop()()
-        super().push(updates)
 
 
 @pytest.mark.parametrize("before", [None, -1.0], ids=["free", "expired"])

@@ -9,7 +9,7 @@ import pytest
 from projects import STAGES, Project
 
 from retrace import preflight
-from retrace.dvcfiles import lock_entries
+from retrace.dvcfiles import lock_entries, object_path
 from retrace.stage import template_at
 from retrace.workspace import Remote
 
@@ -117,7 +117,7 @@ def test_what_the_remote_has_lost_is_left_to_dvc_which_brings_it_back(trained: P
     commit = trained.snapshot("alpha", "again")
     outs = lock_entries(trained.mirror.read(commit, "dvc.lock"))["features@alpha"]["outs"]
     remote = trained.settings.var / "remote"
-    listed = preflight._place(remote, outs[0]["md5"])
+    listed = object_path(remote, outs[0]["md5"])
     lost = listed if whole else next(file for file in remote.rglob("*") if file.is_file() and _is_feature(file))
     lost.unlink()
     assert changed(trained, commit) == ["features"]

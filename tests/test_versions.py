@@ -7,12 +7,12 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import finish, registered
+from handmade import Overtaken, finish, registered
 from projects import ROOT, Project, day, git
 
 from retrace import versions
@@ -244,19 +244,6 @@ def test_two_processes_that_register_the_same_run_make_one_version(project: Proj
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in running] == ["alpha@v1\n"] * 2
     assert list(tags(project)) == ["refs/tags/alpha@v1"]
-
-
-class Overtaken(Mirror):
-    """A mirror before whose first push somebody else is faster."""
-
-    def __init__(self, mirror: Mirror, rival: Callable[[], object]) -> None:
-        super().__init__(mirror.directory, mirror.origin)
-        self.rivals = [rival]
-
-    def push(self, updates: Iterable[RefUpdate]) -> None:
-        if self.rivals:
-            self.rivals.pop()()
-        super().push(updates)
 
 
 def test_whoever_is_overtaken_takes_the_next_number(three: Project, tmp_path: Path) -> None:

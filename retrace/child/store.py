@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from retrace.child.remote import explain, watched
 from retrace.child.report import Failure, Reporter
-from retrace.hashing import FileHash, hash_file
+from retrace.hashing import FileHash, hash_file, is_directory_object
 
 
 class Store:
@@ -43,7 +42,7 @@ class Store:
         """(relative path, md5) of each file of a directory object, from the cache or the remote."""
         place = Path(self.cache.oid_to_path(oid))
         content = place.read_bytes() if place.exists() else b""
-        if not _is_directory(content, oid):
+        if not is_directory_object(content, oid):
             content = self._fetch_directory(path, oid)
             place.unlink(missing_ok=True)
             self.cache.add_bytes(oid, content)
@@ -54,7 +53,7 @@ class Store:
             content: bytes = self.remote.fs.cat_file(self.remote.oid_to_path(oid))
         except FileNotFoundError:
             raise Failure("object-lost", remote=self.shown, path=path, md5=oid, count="1") from None
-        if not _is_directory(content, oid):
+        if not is_directory_object(content, oid):
             raise Failure("object-corrupt", where=self.shown, path=path, md5=oid)
         return content
 
@@ -173,7 +172,3 @@ class Store:
                 place.unlink()
                 rotten.add(oid)
         return rotten
-
-
-def _is_directory(content: bytes, oid: str) -> bool:
-    return f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir" == oid
