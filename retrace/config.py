@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from retrace import yaml12
 from retrace.errors import RetraceError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -213,7 +214,7 @@ def _check_models_are_declared(tree: Any, where: str) -> None:
 def parse_params(text: str, where: str = "params.yaml") -> Params:
     """Read params.yaml's text; `where` names it in messages. Raises `ConfigError`."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml12.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     _check_models_are_declared(tree, where)

@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
+from retrace import yaml12
 from retrace.config import ConfigError, Params
 from retrace.errors import RetraceError
 
 LOCK = "dvc.lock"
 RAW = "data/raw"
 _EACH_MODEL = "${models}"
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class PipelineError(RetraceError):
@@ -43,7 +43,7 @@ class StageTemplate:
 
 def _load(text: str, where: str) -> dict[str, Any]:
     try:
-        tree = yaml.load(text, Loader=_Loader) or {}
+        tree = yaml12.load(text) or {}
     except yaml.YAMLError as error:
         raise PipelineError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -148,7 +148,7 @@ def entries_of(entries: Mapping[str, dict[str, Any]], model: str) -> dict[str, d
 def lock_text(entries: Mapping[str, dict[str, Any]]) -> bytes:
     """A dvc.lock with these entries, in the order in which DVC writes them."""
     body = {"schema": "2.0", "stages": dict(sorted(entries.items()))}
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=10_000).encode()
+    return yaml12.dump(body).encode()
 
 
 def output_md5s(entries: Mapping[str, dict[str, Any]]) -> dict[str, str]:

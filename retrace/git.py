@@ -83,6 +83,7 @@ class Git:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._environment: dict[str, str] | None = None
+        self._who: dict[str, str] | None = None
 
     def run(
         self, *arguments: str, stdin: bytes | None = None, environment: Mapping[str, str] | None = None
@@ -105,24 +106,24 @@ class Git:
         return done.stdout.decode().rstrip("\n")
 
     def _base_environment(self) -> dict[str, str]:
-        """The caller's environment without what would point git elsewhere; Retrace's identity where none is set."""
+        """The caller's environment without what would point git elsewhere."""
         if self._environment is None:
             kept = {
                 key: value
                 for key, value in os.environ.items()
                 if not key.startswith("GIT_") or key.startswith(("GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_CONFIG"))
             }
-            kept |= {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-            if self.directory.exists() and not self._has_identity(kept):
-                for role in ("AUTHOR", "COMMITTER"):
-                    kept |= {f"GIT_{role}_{key}": value for key, value in _IDENTITY.items()}
-            self._environment = kept
+            self._environment = kept | {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         return self._environment
 
-    def _has_identity(self, environment: Mapping[str, str]) -> bool:
-        command = ["git", "-C", str(self.directory), "config", "--get-regexp", r"^user\.(name|email)$"]
-        done = subprocess.run(command, capture_output=True, env=environment, check=False)
-        return len({line.split()[0] for line in done.stdout.splitlines()}) == 2
+    def _identity(self) -> dict[str, str]:
+        """Who commits and tags: whom git's configuration names, or else Retrace."""
+        if self._who is None:
+            named = self.run("config", "--get-regexp", r"^user\.(name|email)$").stdout.splitlines()
+            whole = len({line.split()[0] for line in named}) == 2
+            roles = () if whole else ("AUTHOR", "COMMITTER")
+            self._who = {f"GIT_{role}_{key}": value for role in roles for key, value in _IDENTITY.items()}
+        return self._who
 
     def resolve(self, revision: str) -> str | None:
         """The id of the commit that a revision names, or None."""
@@ -172,10 +173,15 @@ class Git:
                 else:
                     blob = content if isinstance(content, str) else self.write_blob(content)
                     lines.append(f"100644 {blob}\t{path}")
-            self.out("update-index", "-z", "--index-info", stdin="\0".join([*lines, ""]).encode(), environment=index)
+            if lines:
+                self.out(
+                    "update-index", "-z", "--index-info", stdin="\0".join([*lines, ""]).encode(), environment=index
+                )
             tree = self.out("write-tree", environment=index)
         arguments = [argument for parent in parents for argument in ("-p", parent)]
-        return self.out("commit-tree", tree, *arguments, "-F", "-", stdin=message.encode())
+        return self.out(
+            "commit-tree", tree, *arguments, "-F", "-", stdin=message.encode(), environment=self._identity()
+        )
 
     def write_blob(self, content: bytes) -> str:
         """Store a file's bytes and return the blob's id."""
@@ -183,7 +189,7 @@ class Git:
 
     def write_tag(self, name: str, target: str, message: str) -> str:
         """Write an annotated tag object (no ref yet) and return its id."""
-        tagger = self.out("var", "GIT_COMMITTER_IDENT")
+        tagger = self.out("var", "GIT_COMMITTER_IDENT", environment=self._identity())
         body = f"object {target}\ntype commit\ntag {name}\ntagger {tagger}\n\n{message.rstrip()}\n"
         return self.out("mktag", stdin=body.encode())
 

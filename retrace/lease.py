@@ -79,7 +79,11 @@ def holder(mirror: Mirror, model: str) -> tuple[str, Lease] | None:
 
 
 def take(mirror: Mirror, model: str, run_id: str, minutes: float, process: str | None = None) -> None:
-    """Take the lease for a run for so many minutes, or renew it. Raises `ModelBusy` while another run holds it."""
+    """Take the lease for a run for so many minutes, or renew it, unless that would give it less than a tenth more.
+
+    Raises `ModelBusy` while another run holds it.
+    """
+    until = datetime.now(UTC) + timedelta(minutes=minutes)
     held = holder(mirror, model)
     old = ABSENT
     if held is not None:
@@ -88,7 +92,11 @@ def take(mirror: Mirror, model: str, run_id: str, minutes: float, process: str |
         if other and not lease.free():
             raise ModelBusy(f"{model} is being retrained by {lease.run_id}; wait for it to end")
         process = process or (lease.process if lease.run_id == run_id else None)
-    until = datetime.now(UTC) + timedelta(minutes=minutes)
+        more = until - datetime.fromisoformat(lease.until)
+        if (lease.run_id, lease.process) == (run_id, process) and timedelta(0) <= more < timedelta(
+            minutes=minutes / 10
+        ):
+            return
     lease = Lease(run_id, until.isoformat(timespec="seconds"), process)
     commit = mirror.write_commit(None, {}, [], json.dumps(asdict(lease)) + "\n")
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from retrace import yaml12
 from retrace.dvcfiles import LOCK, StageTemplate, object_path, output_md5s, pointer_md5
 from retrace.git import Git
 from retrace.hashing import is_directory_object, md5_of
@@ -26,7 +27,8 @@ class _Unresolved(Exception):
 
 def unchanged(git: Git, commit: str, template: StageTemplate, model: str, remote: Path) -> bool:
     """Whether nothing would be done for this stage of a model in this commit. False also means: not known."""
-    params, lock = (_yaml(git.read(commit, path)) for path in ("params.yaml", LOCK))
+    texts = git.read_many([f"{commit}:params.yaml", f"{commit}:{LOCK}"])
+    params, lock = (yaml12.load(text.decode()) if text else {} for text in texts)
     entries = lock.get("stages", {})
     entry = entries.get(template.address(model))
     if entry is None:
@@ -35,18 +37,11 @@ def unchanged(git: Git, commit: str, template: StageTemplate, model: str, remote
         return (
             entry["cmd"] == _resolve(template.command, model, params)
             and _same_parameters(entry, _all(template.parameters, model, params), params)
-            and _same_dependencies(git, commit, entries, entry, _all(template.dependencies, model, params))
-            and _has_outputs(git, commit, entry, template, model, params, remote)
+            and _same_files(git, commit, entries, entry, template, model, params)
+            and _has_outputs(entry, _all(template.uncached, model, params), remote)
         )
     except _Unresolved:
         return False
-
-
-def _yaml(content: bytes | None) -> Any:
-    """As DVC reads it: by the rules of YAML 1.2."""
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load(content) if content else {}
 
 
 def _resolve(text: str, model: str, params: Any) -> str:
@@ -80,9 +75,19 @@ def _same_parameters(entry: Any, keys: set[str], params: Any) -> bool:
     return all(_look_up(params, key) == value for key, value in values.items())
 
 
-def _same_dependencies(git: Git, commit: str, entries: Any, entry: Any, paths: set[str]) -> bool:
-    recorded = {dep["path"]: dep.get("md5") for dep in entry.get("deps", ())}
-    return set(recorded) == paths and _present(git, commit, output_md5s(entries), paths) == recorded
+def _same_files(
+    git: Git, commit: str, entries: Any, entry: Any, template: StageTemplate, model: str, params: Any
+) -> bool:
+    """Whether the lock's dependencies and outputs are those of dvc.yaml, and the commit's files are what it says."""
+    dependencies, outputs = (
+        {item["path"]: item.get("md5") for item in entry.get(kind, ())} for kind in ("deps", "outs")
+    )
+    declared = (_all(paths, model, params) for paths in (template.dependencies, template.outputs))
+    if [set(dependencies), set(outputs)] != list(declared):
+        return False
+    uncached = {path: outputs[path] for path in _all(template.uncached, model, params)}
+    made = {path: md5 for path, md5 in output_md5s(entries).items() if path not in uncached}
+    return _present(git, commit, made, {*dependencies, *uncached}) == dependencies | uncached
 
 
 def _present(git: Git, commit: str, made: Mapping[str, str], paths: Iterable[str]) -> dict[str, str | None]:
@@ -98,16 +103,8 @@ def _present(git: Git, commit: str, made: Mapping[str, str], paths: Iterable[str
     return found
 
 
-def _has_outputs(
-    git: Git, commit: str, entry: Any, template: StageTemplate, model: str, params: Any, remote: Path
-) -> bool:
-    recorded = {out["path"]: out.get("md5", "") for out in entry.get("outs", ())}
-    uncached = _all(template.uncached, model, params)
-    if set(recorded) != _all(template.outputs, model, params):
-        return False
-    if _present(git, commit, {}, uncached) != {path: recorded[path] for path in uncached}:
-        return False
-    return all(_is_stored(remote, md5) for path, md5 in recorded.items() if path not in uncached)
+def _has_outputs(entry: Any, uncached: set[str], remote: Path) -> bool:
+    return all(_is_stored(remote, out.get("md5", "")) for out in entry.get("outs", ()) if out["path"] not in uncached)
 
 
 def _is_stored(remote: Path, md5: str) -> bool:

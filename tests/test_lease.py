@@ -89,9 +89,12 @@ def test_the_run_that_has_it_renews_it_from_any_machine(mirror: Mirror, other: M
     first = holds(mirror)
     take(other, "alpha", "one", 60)
     assert datetime.fromisoformat(holds(mirror).until) > datetime.fromisoformat(first.until)
-    take(mirror, "alpha", "one", -1)
-    take(mirror, "alpha", "one", 60)
-    assert not holds(mirror).free(), "it can be late, as long as nobody else has come"
+    renewed = mirror.fetch_ref("refs/locks/alpha")
+    take(other, "alpha", "one", 60)
+    assert mirror.fetch_ref("refs/locks/alpha") == renewed, "nothing is written while nearly all of its time is left"
+    take(mirror, "beta", "one", -1)
+    take(other, "beta", "one", 60)
+    assert not holds(mirror, "beta").free(), "it can be late, as long as nobody else has come"
 
 
 def test_a_lease_whose_time_is_over_is_free(mirror: Mirror, other: Mirror) -> None:

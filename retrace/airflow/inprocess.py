@@ -115,6 +115,7 @@ def airflow(var: Path, dags: Path, *, slots: int = 2) -> Iterator[Mapping[str, D
     try:
         with _private_database(var, prepare_embedded(var, slots)) as database:
             os.environ.update(environment(var, dags, os.environ, sqlite_url(database), keys(var)))
+            _serve_only_this_version()
             try:
                 yield _load(dags)
             finally:
@@ -156,6 +157,21 @@ def _close_database() -> None:
     from airflow.settings import dispose_orm
 
     dispose_orm()
+
+
+def _serve_only_this_version() -> None:
+    """Let the API that tasks report to, a server within this process, speak the newest version of its protocol only.
+
+    Its one client is this very Airflow. For each older version Airflow would build all routes of the server again.
+    """
+    from airflow.api_fastapi.execution_api import versions
+    from airflow.api_fastapi.execution_api.routes import execution_api_router
+    from cadwyn import HeadVersion, Version, VersionBundle
+    from cadwyn.route_generation import _DELETED_ROUTE_TAG
+
+    versions.bundle = VersionBundle(HeadVersion(), Version(versions.bundle.versions[0].value))
+    routes = execution_api_router.routes
+    routes[:] = [route for route in routes if _DELETED_ROUTE_TAG not in getattr(route, "tags", ())]
 
 
 def _load(dags: Path) -> Mapping[str, DAG]:

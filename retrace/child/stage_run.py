@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from retrace import yaml12
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.store import Store
 from retrace.hashing import hash_file
@@ -198,9 +199,7 @@ class StageRun:
 
     def describe(self) -> dict[str, Any]:
         """What was made: the lock's entry, and path, md5, sha256 and size of every output file."""
-        from ruamel.yaml import YAML
-
-        entry = YAML(typ="safe").load(Path("dvc.lock").read_text())["stages"][self.request["address"]]
+        entry = yaml12.load(Path("dvc.lock").read_text())["stages"][self.request["address"]]
         outputs = []
         for out in entry["outs"]:
             files = [{"path": name, **hash_file(Path(name)).as_dict()} for name in _files(out["path"])]
