@@ -6,6 +6,8 @@ Every feature asks for the state of the world at one moment, `known`: the schedu
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,18 @@ RAW = Path("data/raw")
 CATEGORICAL = ["carrier", "origin", "destination"]
 REQUEST = ["scheduled_departure", "scheduled_arrival", *CATEGORICAL, "flight", "tail_number", "distance"]
 OUTCOME = ["departure", "departure_delay", "arrival", "arrival_delay", "air_time"]
-CALENDAR = ["minute_of_day", "weekday", "day_of_year", "scheduled_minutes", "distance"]
+# Features stand in tables with the raw columns they are made of; `build` works by them and `sources` tells them.
+# What the request says: its columns, and what is made of them.
+CALENDAR: dict[str, tuple[list[str], Callable[..., pd.Series]]] = {
+    "minute_of_day": (["scheduled_departure"], lambda start: start.dt.hour * 60 + start.dt.minute),
+    "weekday": (["scheduled_departure"], lambda start: start.dt.day_of_week),
+    "day_of_year": (["scheduled_departure"], lambda start: start.dt.day_of_year),
+    "scheduled_minutes": (
+        ["scheduled_departure", "scheduled_arrival"],
+        lambda start, end: (end - start) / pd.Timedelta(minutes=1),
+    ),
+    "distance": (["distance"], lambda distance: distance),
+}
 OBSERVED = ["temperature", "dew_point", "humidity", "wind_direction", "wind_speed", "wind_gust"]
 OBSERVED += ["precipitation", "pressure", "visibility"]
 # Means of what happened lately: to flights of the same ..., the event, its value, and the hours back.
@@ -33,11 +46,13 @@ RECENT = {
 }
 # The last event of the same aircraft.
 AIRCRAFT = {
-    "aircraft_departure_delay": ("departure", "departure_delay"),
-    "aircraft_arrival_delay": ("arrival", "arrival_delay"),
-    "aircraft_away_minutes": ("departure", "departed_at"),
+    "aircraft_departure_delay": (["tail_number"], "departure", "departure_delay", 168),
+    "aircraft_arrival_delay": (["tail_number"], "arrival", "arrival_delay", 168),
+    "aircraft_away_minutes": (["tail_number"], "departure", "departure", 168),
 }
-NUMERIC = [*CALENDAR, *OBSERVED, *RECENT, *AIRCRAFT]
+# With the last observed weather, all that tells of events.
+EVENTS = {**{name: (["origin"], "observed", name, 3) for name in OBSERVED}, **RECENT, **AIRCRAFT}
+NUMERIC = [*CALENDAR, *EVENTS]
 
 LOOK_BACK = pd.Timedelta(days=7)  # no feature looks further back than this
 LONGEST = pd.Timedelta(days=4)  # from a flight's scheduled departure to its arrival, however late
@@ -55,8 +70,9 @@ class Timeline:
         events = events[events[[*by, time, value]].notna().all(axis=1)]
         groups = pd.concat([events[by], requests[by]]).groupby(by, sort=False, dropna=False).ngroup().to_numpy()
         keys = groups[: len(events)] * SPAN + seconds(events[time])
-        order = np.lexsort((events[value], keys))  # which of two events of one moment was written first says nothing
-        self.keys, self.values = keys[order], events[value].to_numpy(dtype=float)[order]
+        values = seconds(events[time]) / 60 if value == time else events[value].to_numpy(dtype=float)
+        order = np.lexsort((values, keys))  # which of two events of one moment was written first says nothing
+        self.keys, self.values = keys[order], values[order]
         self.until = groups[len(events) :] * SPAN + seconds(requests["known"])
 
     def between(self, hours: float) -> tuple[np.ndarray, np.ndarray]:
@@ -79,22 +95,30 @@ def build(asked: pd.DataFrame, flights: pd.DataFrame, weather: pd.DataFrame, set
     """The features of scheduled flights, one row each, from the history of flights and weather."""
     scheduled, wanted = asked["scheduled_departure"], set(settings.columns)
     requests = asked.assign(known=scheduled - pd.Timedelta(minutes=settings.horizon_minutes))
-    flights = flights.assign(departed_at=seconds(flights["departure"]) / 60)
-    columns: dict[str, Any] = {name: asked[name] for name in [*CATEGORICAL, "distance"]}
-    columns["minute_of_day"] = scheduled.dt.hour * 60 + scheduled.dt.minute
-    columns["weekday"], columns["day_of_year"] = scheduled.dt.day_of_week, scheduled.dt.day_of_year
-    columns["scheduled_minutes"] = (asked["scheduled_arrival"] - scheduled) / pd.Timedelta(minutes=1)
-    for name in wanted & set(OBSERVED):
-        columns[name] = Timeline(weather, requests, ["origin"], "observed", name).latest(hours=3)
-    for name in wanted & set(RECENT):
-        by, event, value, hours = RECENT[name]
-        columns[name] = Timeline(flights, requests, by, event, value).mean(hours)
-    for name in wanted & set(AIRCRAFT):
-        columns[name] = Timeline(flights, requests, ["tail_number"], *AIRCRAFT[name]).latest(hours=168)
+    columns: dict[str, Any] = {name: asked[name] for name in CATEGORICAL}
+    for name, (used, compute) in CALENDAR.items():
+        columns[name] = compute(*(asked[column] for column in used))
+    for name in wanted & set(EVENTS):
+        by, event, value, hours = EVENTS[name]
+        timeline = Timeline(weather if name in OBSERVED else flights, requests, by, event, value)
+        columns[name] = timeline.mean(hours) if name in RECENT else timeline.latest(hours)
     if "aircraft_away_minutes" in columns:
         columns["aircraft_away_minutes"] = seconds(scheduled) / 60 - columns["aircraft_away_minutes"]
     kinds = {**dict.fromkeys(settings.categorical, "str"), **dict.fromkeys(settings.numeric, "float64")}
     return pd.DataFrame({name: columns[name] for name in settings.columns}, index=asked.index).astype(kinds)
+
+
+def sources(settings: FeatureSettings) -> dict[str, list[tuple[str, str]]]:
+    """For each column of the table, the raw ones (dataset, column) that can move it: values, groups and times."""
+    found = {name: {("flights", name)} for name in [*settings.key, *CATEGORICAL]}
+    found |= {name: {("flights", column) for column in used} for name, (used, _) in CALENDAR.items()}
+    for name, (by, event, value, _) in EVENTS.items():
+        dataset = "weather" if name in OBSERVED else "flights"
+        found[name] = {("flights", column) for column in ["scheduled_departure", *by]}
+        found[name] |= {(dataset, column) for column in [*by, event, value]}
+    found[settings.label.name] = {("flights", settings.label.column)}
+    names = sorted({*settings.key, *settings.columns, settings.label.name})
+    return {name: sorted((f"{RAW}/{dataset}", column) for dataset, column in found[name]) for name in names}
 
 
 def history(scheduled: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -138,6 +162,8 @@ def main(model: str) -> None:
         table = partition(RAW / "flights" / f"{name}.parquet", settings)
         table.to_parquet(output("data/features", model, f"{name}.parquet"), index=False)
         print(f"{name}: {len(table):,} flights", flush=True)
+    lineage = json.dumps({f"data/features/{model}": sources(settings)}, indent=2)
+    output("reports", model, "columns.json").write_text(lineage + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
