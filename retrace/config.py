@@ -86,6 +86,7 @@ class IngestSettings(_Strict):
     start: Moment
     every: Literal["month", "week", "day"]
     schedule: str | None = None
+    owner: str | None = None
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
 
     @field_validator("datasets", mode="before")
@@ -149,6 +150,7 @@ class ModelSettings(BaseModel):
 
     datasets: tuple[str, ...] = Field(min_length=1)
     schedule: ScheduleSettings = ScheduleSettings()
+    owner: str | None = None
     timeout_minutes: float = Field(default=60.0, gt=0)
     gate: tuple[GateRule, ...] = ()
     score: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = ("features", "evaluate")
@@ -161,11 +163,23 @@ class DemoSettings(_Strict):
     through: tuple[Moment, ...] = Field(min_length=1)
 
 
+class SyncSettings(_Strict):
+    """When MLflow and the lineage consumer are brought up to git: a cron expression, or never."""
+
+    schedule: str | None = "*/15 * * * *"
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        return check_cron(value) if value is not None else None
+
+
 class Params(_Strict):
     """params.yaml as a whole."""
 
     ingest: IngestSettings
     models: dict[str, ModelSettings] = Field(min_length=1)
+    sync: SyncSettings = SyncSettings()
     demo: DemoSettings | None = None
 
     @model_validator(mode="after")
@@ -229,6 +243,7 @@ class Settings(_Strict):
 
     `root` is the project's checkout; `origin` the git repository that is the one record (default: `root` itself);
     `code_ref` what of it is trained (default: its HEAD); `var` all state that may be lost (cache, environments, ...).
+    `namespace` is that of lineage's jobs and datasets, by default Airflow's; `marquez` where people look at lineage.
     """
 
     root: Path
@@ -238,6 +253,8 @@ class Settings(_Strict):
     remote: str | None = None
     mlflow: str
     mlflow_artifacts: str | None = None
+    namespace: str
+    marquez: str | None = None
     patience: float = Field(default=10.0, gt=0)
     lease_minutes: float = Field(default=120.0, gt=0)
     airflow_port: int = Field(default=8080, ge=1, le=65535)
@@ -250,6 +267,13 @@ class Settings(_Strict):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", value) or ".." in value:
             raise ValueError(f"{value!r} is not a branch, tag or commit")
         return value
+
+    @field_validator("marquez")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s@?#]+", value):
+            raise ValueError(f"{value!r} is not the address of Marquez' web UI, such as http://marquez:3000")
+        return value.rstrip("/") if value is not None else None
 
     @classmethod
     def load(cls, root: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -264,6 +288,7 @@ class Settings(_Strict):
         tracking = environ.get("MLFLOW_TRACKING_URI")
         defaults = {
             "origin": str(root),
+            "namespace": environ.get("AIRFLOW__OPENLINEAGE__NAMESPACE") or "retrace",
             "mlflow": tracking or f"sqlite:///{var}/mlflow/mlflow.db",
             "mlflow_artifacts": None if tracking or "mlflow" in given else f"{var}/mlflow/artifacts",
         }

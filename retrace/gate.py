@@ -17,7 +17,8 @@ from retrace.config import GateRule, Params, Settings
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
-from retrace.register import gate_facts, holdout_metrics, snapshot_facts
+from retrace.lineage.project import project_at
+from retrace.register import gate_facts, holdout_metrics, registered, snapshot_facts
 from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, raw_files, with_data
 from retrace.stage import StageCall, run_stage
 from retrace.versions import CHAMPION, Version
@@ -107,7 +108,7 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
     champion = _incumbent(mirror, version)
     if champion is not None and champion.commit == version.commit:
         decision = Decision(version.name, True, True, champion.name, (Finding(True, "is the champion already"),))
-        _keep(mirror, task, version, decision, started)
+        _keep(settings, mirror, task, version, decision, started)
         return decision
     rules = params.models[version.model].gate
     reference = None
@@ -121,7 +122,7 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
     decision = Decision(version.name, passed, passed, champion.name if champion else None, tuple(findings))
     if passed:
         versions.assign(mirror, version, CHAMPION, f"{_BY_GATE}{decision.reason}")
-    _keep(mirror, task, version, decision, started)
+    _keep(settings, mirror, task, version, decision, started)
     return decision
 
 
@@ -215,8 +216,12 @@ def _score_base(mirror: Mirror, ref: str, task: Task, version: Version, data: st
     return first.split()[0]
 
 
-def _keep(mirror: Mirror, task: Task, version: Version, decision: Decision, started: datetime) -> None:
+def _keep(
+    settings: Settings, mirror: Mirror, task: Task, version: Version, decision: Decision, started: datetime
+) -> None:
     """Extend the ref of the run that made the version by the gate's event: the version's tag stands already."""
+    from retrace.lineage.facets import as_json  # the client of OpenLineage is slow to import
+
     facts = {
         "version": decision.version,
         "passed": decision.passed,
@@ -225,8 +230,20 @@ def _keep(mirror: Mirror, task: Task, version: Version, decision: Decision, star
         "findings": [{"passed": finding.passed, "text": finding.text} for finding in decision.findings],
     }
     told = event.Event(
-        "COMPLETE", task.lineage_run_id, f"{version.model}.gate", started, datetime.now(UTC), facts=facts
+        "COMPLETE",
+        task.lineage_run_id,
+        f"{version.model}.gate",
+        started,
+        datetime.now(UTC),
+        inputs=[registered(mirror, version)],
+        facts=facts,
+        parent=task.parent,
+        documentation=f"Judges a new version of {version.model} by the rules of params.yaml.",
+        code="params.yaml",
+        commit=version.commit,
     )
+    owner = params_at(mirror, version.commit).model(version.model).owner
+    content = as_json(told, project_at(settings, mirror, version.commit, owner))
     text = message(
         f"gate@{version.model}: {version.name} {'passes' if decision.passed else 'does not pass'}: {decision.reason}",
         {
@@ -240,7 +257,7 @@ def _keep(mirror: Mirror, task: Task, version: Version, decision: Decision, star
         assert head is not None
         if gate_facts(mirror, version, head) is not None:
             return  # an earlier try, long dead, had this on its way
-        commit = mirror.write_commit(head, {event.path(version.model, "gate"): told.as_json()}, [head], text)
+        commit = mirror.write_commit(head, {event.path(version.model, "gate"): content}, [head], text)
         try:
             mirror.push([RefUpdate(version.run_ref, commit, head)])
         except RefMoved:

@@ -6,22 +6,25 @@ bytes is no change; one that differs replaces the old in a commit that says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from retrace import manifest
+from retrace import manifest, statistics
 from retrace.config import IngestSettings, Params, Settings
 from retrace.dvcfiles import RAW, pointer_md5
 from retrace.errors import RetraceError, TransientError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, message
 from retrace.intervals import Interval, intervals
 from retrace.lineage import event
+from retrace.lineage.hide import hide
+from retrace.lineage.project import places, project_at
 from retrace.manifest import Partition
 from retrace.process import Job, run_job
 from retrace.runs import (
     DATA_BRANCH,
+    INGEST_EVENT,
     THROUGH,
     code_commit,
     data_commits,
@@ -58,6 +61,7 @@ class IngestCall:
     since: datetime | None
     run_id: str
     lineage_run_id: str
+    parent: event.Parent | None = None
 
 
 def ingest(settings: Settings, call: IngestCall, fetch: Fetch, follow: Callable[[Ingested], None]) -> list[Ingested]:
@@ -78,10 +82,14 @@ def ingest(settings: Settings, call: IngestCall, fetch: Fetch, follow: Callable[
     # Others on this machine move the mirror's ref, too: the tip is read once, so that whoever was faster is noticed.
     tip = mirror.resolve(DATA_BRANCH)
     base = mirror.write_commit(code, with_data(mirror, code, tip), [code], "workspace of ingestion")
-    done = []
+    done: list[Ingested] = []
     with workspace(settings, mirror, base, f"ingest--{call.run_id}") as space:
         for interval in wanted:
-            step = _Step(settings, mirror, params, call, space, interval, tip)
+            # A consumer keeps one version of a dataset per run, and each commit is a version: the first is the task's
+            # own run, each further one a run of its own.
+            made = any(result.commit for result in done)
+            run_id = event.fallback_run_id(call.lineage_run_id, interval.name) if made else call.lineage_run_id
+            step = _Step(settings, mirror, params, call, space, interval, tip, code, run_id)
             result = step.run(fetch)
             tip = result.commit or tip
             follow(result)
@@ -112,6 +120,8 @@ class _Step:
     space: Workspace
     interval: Interval
     tip: str | None
+    code: str
+    run_id: str
 
     def run(self, fetch: Fetch) -> Ingested:
         started = datetime.now(UTC)
@@ -164,7 +174,7 @@ class _Step:
         for name, part in changed.items():
             rows = {row.path: row for row in manifests[name]} | {part.path: part}
             changes[f"{RAW}/{name}.manifest"] = manifest.format_manifest(rows.values()).encode()
-        changes[f"{RAW}/ingest.json"] = self._event(changed, changes, started)
+        changes[INGEST_EVENT] = self._event(changed, manifests, changes, started)
         known = data_commits(self.mirror)
         through = max([self.interval.end, *(data.through for data in known)])
         text = message(
@@ -180,13 +190,20 @@ class _Step:
         return commit
 
     def _event(
-        self, changed: Mapping[str, Partition], changes: Mapping[str, bytes | str | None], started: datetime
+        self,
+        changed: Mapping[str, Partition],
+        manifests: Mapping[str, tuple[Partition, ...]],
+        changes: Mapping[str, bytes | str | None],
+        started: datetime,
     ) -> bytes:
+        from retrace.lineage.facets import as_json  # the client of OpenLineage is slow to import
+
         outputs = []
-        for name in changed:
+        for name, part in changed.items():
             pointer = changes[f"{RAW}/{name}.dvc"]
             assert isinstance(pointer, bytes)
-            outputs.append(event.Output(f"{RAW}/{name}", pointer_md5(pointer, f"{RAW}/{name}.dvc")))
+            rows = {row.path: row for row in manifests[name]} | {part.path: part}
+            outputs.append(self._output(part, pointer_md5(pointer, f"{RAW}/{name}.dvc"), rows.values()))
         facts = {
             "interval": self.interval.name,
             "run": self.call.run_id,
@@ -195,12 +212,37 @@ class _Step:
                 for part in changed.values()
             ],
         }
-        return event.Event(
+        told = event.Event(
             "COMPLETE",
-            self.call.lineage_run_id,
+            self.run_id,
             "ingest.ingest",
             started,
             datetime.now(UTC),
             outputs=outputs,
             facts=facts,
-        ).as_json()
+            parent=self.call.parent,
+            documentation=f"Brings the raw data of {self.interval.name} from the source into DVC.",
+            code="params.yaml",
+            commit=self.code,
+            query=";\n".join(self.params.ingest.datasets[name].query for name in changed),
+        )
+        return as_json(told, project_at(self.settings, self.mirror, self.code, self.params.ingest.owner))
+
+    def _output(self, part: Partition, md5: str, rows: Collection[Partition]) -> event.Output:
+        """A raw dataset as this commit leaves it; the statistics are of the partition that is new."""
+        name = part.path.rpartition("/")[0]
+        said = f"{len(rows)} partitions, {sum(row.rows for row in rows):,} rows; the statistics are of what the run "
+        said += f"brought, {self.interval.name}: {part.rows:,} rows"
+        try:
+            found = statistics.kept(self.settings.var / "statistics", part.md5, self.space.path, part.path)
+        except statistics.StatisticsFailed as failure:
+            found, said = None, f"{said}; {failure}"
+        return event.Output(
+            name,
+            md5,
+            size=(self.space.path / part.path).stat().st_size,
+            files=1,
+            format="parquet",
+            statistics=found,
+            documentation=hide(said, places(self.settings, (self.space.path, "."))),
+        )

@@ -49,6 +49,15 @@ def format_manifest(partitions: Iterable[Partition]) -> str:
     return text
 
 
+def span(text: bytes | None) -> str:
+    """The names of the first and the last partition of a manifest, for people."""
+    partitions = parse_manifest(text.decode() if text else "", "manifest")
+    if not partitions:
+        return "empty"
+    first, last = (PurePosixPath(item.path).stem for item in (partitions[0], partitions[-1]))
+    return first if first == last else f"{first} .. {last}"
+
+
 def update_manifest(text: str, partition: Partition, where: str) -> str:
     """The manifest's text with this partition added or replaced; the same text when nothing changed."""
     kept = {item.path: item for item in parse_manifest(text, where)}

@@ -262,6 +262,10 @@ def _runs(group: int) -> bool:
     return False
 
 
+_TRACEBACK = "Traceback (most recent call last):"
+_TRACE_BYTES = 65536
+
+
 def last_line(log: Path) -> str:
     """The last line in a log that says something, shortened; what a stage's program ended with."""
     if not log.exists():
@@ -271,6 +275,18 @@ def last_line(log: Path) -> str:
         lines = [line.strip() for line in handle.read().decode(errors="replace").splitlines()]
     said = [line for line in lines if line and not _DVC_LINES.match(line)]
     return said[-1][:600] if said else "no output"
+
+
+def traceback_of(log: Path, address: str) -> str | None:
+    """What a stage's program told of its error in its last run, from the traceback on; None if it told of none."""
+    with open(log, "rb") as handle:
+        handle.seek(max(0, log.stat().st_size - _TRACE_BYTES))
+        said = handle.read().decode(errors="replace").rpartition(f"--- {address}\n")[2]
+    _, found, rest = said.partition(_TRACEBACK)
+    if not found:
+        return None
+    lines = [line for line in rest.splitlines() if not _DVC_LINES.match(line.strip())]
+    return "\n".join([found, *lines[1:]]).rstrip()
 
 
 def _error(settings: Settings, job: Job, message: dict[str, Any]) -> RetraceError:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from retrace import versions
 from retrace.config import Settings
 from retrace.errors import RetraceError
 from retrace.git import Mirror
-from retrace.runs import code_commit, params_at
+from retrace.lineage import event
+from retrace.lineage.project import project_at
+from retrace.register import registered
+from retrace.runs import params_at
 from retrace.versions import CHAMPION, Version
 
 
@@ -20,21 +24,26 @@ def promote_version(settings: Settings, name: str, because: str) -> Iterator[str
     """Make a version champion; what was done, line by line. Raises `UnknownVersion`, `NoReason`."""
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
-    return _assign(settings, mirror, versions.find(mirror, name), because)
+    return _assign(settings, mirror, versions.find(mirror, name), because, "promote")
 
 
 def roll_back(settings: Settings, model: str, because: str) -> Iterator[str]:
     """Give the alias champion back. Raises `NothingToRollBackTo`, `UnknownModel`, `NoReason`."""
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
-    return _assign(settings, mirror, versions.previous_holder(mirror, model), because)
+    return _assign(settings, mirror, versions.previous_holder(mirror, model), because, "rollback")
 
 
-def _assign(settings: Settings, mirror: Mirror, version: Version, because: str) -> Iterator[str]:
+def _assign(settings: Settings, mirror: Mirror, version: Version, because: str, job: str) -> Iterator[str]:
     if not because.strip():
         raise NoReason("--because is empty; say in a few words why, for whoever reads the history")
     before = versions.assignments(mirror, version.model)
-    assignment = versions.assign(mirror, version, CHAMPION, because)
+    started = datetime.now(UTC)
+
+    def tell(name: str) -> str:
+        return _event_line(settings, mirror, version, job, name, because, started)
+
+    assignment = versions.assign(mirror, version, CHAMPION, because, tell)
     if assignment in before:
         yield (
             f"{version.name} is {CHAMPION} of {version.model} already, since {assignment.name} of "
@@ -45,24 +54,28 @@ def _assign(settings: Settings, mirror: Mirror, version: Version, because: str) 
     yield from _publish(settings, version.model)
 
 
+def _event_line(
+    settings: Settings, mirror: Mirror, version: Version, job: str, name: str, because: str, started: datetime
+) -> str:
+    from retrace.lineage.facets import as_line  # the client of OpenLineage is slow to import
+
+    told = event.Event(
+        "COMPLETE",
+        event.fallback_run_id(name, version.commit),
+        f"{version.model}.{job}",
+        started,
+        datetime.now(UTC),
+        inputs=[registered(mirror, version)],
+        facts={"version": version.name, "alias": CHAMPION, "assignment": name, "because": because},
+        documentation=f"A person's decision: which version of {version.model} is {CHAMPION}.",
+        commit=version.commit,
+    )
+    owner = params_at(mirror, version.commit).model(version.model).owner
+    return as_line(told, project_at(settings, mirror, version.commit, owner))
+
+
 def _publish(settings: Settings, model: str) -> Iterator[str]:
     from retrace.publish import publish_model
 
     for change in publish_model(settings, model, lambda _: None):
         yield f"MLflow: {change}"
-
-
-def sync_registry(settings: Settings, model: str | None) -> Iterator[str]:
-    """Bring MLflow up to git for one model or all. Raises `UnknownModel`, `RegistryUnavailable`."""
-    mirror = Mirror.open(settings.mirror, settings.origin)
-    mirror.fetch_record()
-    if model is not None:
-        params_at(mirror, code_commit(settings, mirror)).model(model)
-    models = [model] if model is not None else sorted(versions.newest_versions(mirror))
-    changed = False
-    for name in models:
-        for line in _publish(settings, name):
-            changed = True
-            yield f"{name}: {line.removeprefix('MLflow: ')}"
-    if not changed:
-        yield "MLflow is up to date"

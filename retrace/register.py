@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from retrace import versions
+from retrace import manifest, versions
 from retrace.config import Settings
+from retrace.dvcfiles import RAW
 from retrace.errors import RetraceError
 from retrace.git import Git, Mirror
 from retrace.lineage import event
-from retrace.runs import THROUGH, Run, chain, params_at
+from retrace.lineage.project import project_at
+from retrace.runs import THROUGH, Task, chain, params_at
 from retrace.versions import Version
 
 
@@ -51,11 +55,14 @@ def holdout_metrics(git: Git, commit: str, model: str) -> dict[str, float]:
     return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def register(settings: Settings, run: Run, commit: str) -> Registered:
+def register(settings: Settings, task: Task, commit: str) -> Registered:
     """Tag the commit as the model's next version; or find the version that this run, or the same inputs, made before.
 
     Raises `MetricsMissing`, `OriginUnavailable`.
     """
+    from retrace.lineage.facets import as_line  # the client of OpenLineage is slow to import
+
+    run, started = task.run, datetime.now(UTC)
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     known = versions.versions(mirror, run.model)
@@ -69,7 +76,8 @@ def register(settings: Settings, run: Run, commit: str) -> Registered:
         return Registered(equal, new=False)
     facts = snapshot_facts(mirror, commit, run.model)
     metrics = holdout_metrics(mirror, commit, run.model)
-    gated = [rule.metric for rule in params_at(mirror, commit).models[run.model].gate if rule.metric in metrics]
+    own = params_at(mirror, commit).models[run.model]
+    gated = [rule.metric for rule in own.gate if rule.metric in metrics]
     metrics = {name: metrics[name] for name in dict.fromkeys((*gated, *metrics))}
     shown = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
     trailers = {
@@ -80,8 +88,59 @@ def register(settings: Settings, run: Run, commit: str) -> Registered:
         THROUGH: facts["dataThrough"],
         "Retrace-Metrics": json.dumps(metrics),
     }
-    version = versions.create(mirror, run.model, commit, shown, trailers)
+    project = project_at(settings, mirror, commit, own.owner)
+
+    def tell(name: str) -> str:
+        return as_line(_event(mirror, task, commit, name, facts, metrics, started), project)
+
+    version = versions.create(mirror, run.model, commit, shown, trailers, tell)
     return Registered(version, new=True)
+
+
+def _event(
+    git: Git,
+    task: Task,
+    commit: str,
+    name: str,
+    facts: Mapping[str, str],
+    metrics: Mapping[str, float],
+    started: datetime,
+) -> event.Event:
+    """The event of a registration: the version is a dataset, made of the model's file and its metrics."""
+    model = task.run.model
+    known = event.producers(git, commit, model)
+    code, data = facts["code"], facts["data"]
+    spans = [manifest.span(git.read(commit, path)) for path in git.files(commit, RAW) if path.endswith(".manifest")]
+    essentials = {"version": name, "commit": commit, **facts, "metrics": dict(metrics)}
+    registered = event.Output(
+        event.registry_name(model),
+        name,
+        essentials={key: essentials[key] for key in ("version", "commit", "code", "data", "dataThrough", "metrics")},
+        documentation=f"{name} = commit {commit[:8]}, code {code[:8]}, data {data[:8]} ({', '.join(sorted({*spans}))})",
+    )
+    return event.Event(
+        "COMPLETE",
+        task.lineage_run_id,
+        task.lineage_job,
+        started,
+        datetime.now(UTC),
+        inputs=[
+            read for key, read in sorted(known.items()) if key.startswith((f"models/{model}.", f"metrics/{model}."))
+        ],
+        outputs=[registered],
+        facts={"version": name, "run": task.run.run_id, "metrics": dict(metrics)},
+        parent=task.parent,
+        documentation=f"Tags the end of a retrain as the next version of {model}.",
+        code="params.yaml",
+        commit=commit,
+    )
+
+
+def registered(git: Git, version: Version) -> event.Read:
+    """A version as a dataset that others read, with the run that registered it."""
+    told = versions.event_of(git, version.ref)
+    run = str(told["run"]["runId"]) if told is not None else None
+    return event.Read(event.registry_name(version.model), version.name, run)
 
 
 def gate_facts(git: Git, version: Version, head: str | None) -> dict[str, Any] | None:

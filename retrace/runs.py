@@ -7,18 +7,33 @@ not change are recognised, and a tag's `dvc checkout` finds every output.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from retrace import manifest
 from retrace.config import Params, Settings, parse_params
-from retrace.dvcfiles import LOCK, RAW, check_parameters, entries_of, lock_entries, lock_text, output_md5s, stages
+from retrace.dvcfiles import (
+    LOCK,
+    RAW,
+    check_parameters,
+    entries_of,
+    lock_entries,
+    lock_text,
+    output_md5s,
+    pointer_md5,
+    stages,
+)
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message, trailer
 from retrace.lineage import event
+from retrace.lineage.project import project_at
 from retrace.versions import newest_versions, versions
 
 DATA_BRANCH = "refs/heads/data"
+INGEST_EVENT = f"{RAW}/ingest.json"  # of the commit that holds it
 THROUGH = "Data-Through"
 SNAPSHOT = "snapshot"
 COMPLETE, FAILED = "complete", "failed"
@@ -56,6 +71,17 @@ class Task:
     job: str
     lineage_run_id: str
     attempt: int = 1
+    parent: event.Parent | None = None
+
+    @property
+    def lineage_job(self) -> str:
+        """What lineage calls the job: Airflow's DAG and task."""
+        return f"{self.run.model}.{self.job}"
+
+
+def log_path(settings: Settings, task: Task) -> Path:
+    """The log of a task on this machine."""
+    return settings.logs / task.run.model / escape_ref_part(task.run.run_id) / f"{task.job}.log"
 
 
 @dataclass(frozen=True)
@@ -198,6 +224,8 @@ def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, b
 
     Raises `NoData`, `UnknownModel`, `ConfigError`, `CodeIsARun`, `OriginUnavailable`.
     """
+    from retrace.lineage.facets import as_json  # the client of OpenLineage is slow to import
+
     mirror = Mirror.open(settings.mirror, settings.origin)
     run = task.run
     head = mirror.fetch_ref(run.ref)
@@ -231,17 +259,23 @@ def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, b
     told = event.Event(
         "COMPLETE",
         task.lineage_run_id,
-        f"{run.model}.{SNAPSHOT}",
+        task.lineage_job,
         started,
         datetime.now(UTC),
-        inputs=[f"{RAW}/{name}" for name in datasets],
-        outputs=[event.Output(f"snapshot/{run.model}", f"{code[:12]}+{data.commit[:12]}")],
+        inputs=_raw_reads(mirror, data.commit, datasets),
+        outputs=[_snapshot_dataset(mirror, run.model, facts, datasets)],
         facts=facts,
+        parent=task.parent,
+        documentation=f"Code and data of a retrain of {run.model} meet in a commit.",
+        code="params.yaml",
+        commit=code,
     )
     changes = {
         **with_data(mirror, code, data.commit),
         **_carried(mirror, params, run.model, data.commit),
-        event.path(run.model, SNAPSHOT): told.as_json(),
+        event.path(run.model, SNAPSHOT): as_json(
+            told, project_at(settings, mirror, code, params.models[run.model].owner)
+        ),
     }
     text = message(
         f"{run.model}: code {code[:8]} meets data {data.commit[:8]} (through {data.through:%Y-%m-%d})",
@@ -256,6 +290,31 @@ def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, b
             raise
         return chain(mirror, head)[0].commit
     return commit
+
+
+def _raw_reads(git: Git, data: str, datasets: Iterable[str]) -> list[event.Read]:
+    """The raw datasets of a data commit, each with the run that brought its newest partition."""
+    reads = []
+    for name in datasets:
+        path = f"{RAW}/{name}.dvc"
+        brought = git.out("log", "-1", "--format=%H", data, "--", path)
+        pointer, told = git.read_many([f"{data}:{path}", f"{brought}:{INGEST_EVENT}"])
+        assert pointer is not None
+        run = event.run_id_of(told) if told is not None else None
+        reads.append(event.Read(f"{RAW}/{name}", pointer_md5(pointer, path), run))
+    return reads
+
+
+def _snapshot_dataset(git: Git, model: str, facts: Mapping[str, Any], datasets: Iterable[str]) -> event.Output:
+    """The dataset `snapshot/<model>`, which is no file: what it is stands in a facet of its own, and in a line."""
+    code, data = str(facts["code"]), str(facts["data"])
+    spans = (manifest.span(git.read(data, f"{RAW}/{name}.manifest")) for name in datasets)
+    return event.Output(
+        f"snapshot/{model}",
+        f"{code[:12]}+{data[:12]}",
+        essentials={key: facts[key] for key in ("code", "data", "dataThrough", "backfill")},
+        documentation=f"code {code[:8]}, data {data[:8]} ({next(spans, '')})",
+    )
 
 
 def discard(mirror: Mirror, run: Run) -> None:

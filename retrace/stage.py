@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retrace import environment, machine, manifest, preflight
+from retrace import environment, machine, manifest, preflight, stage_event
 from retrace.config import Settings
 from retrace.dvcfiles import LOCK, RAW, PipelineError, StageTemplate, entries_of, lock_entries, stages
 from retrace.errors import RetraceError
 from retrace.git import Git, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
 from retrace.process import Child, Job, run_job, waiting_child
-from retrace.runs import COMPLETE, FAILED, Link, Task, chain, end_of
+from retrace.runs import COMPLETE, FAILED, Link, Task, chain, end_of, log_path
 from retrace.workspace import Workspace, remote_of, workspace
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -65,11 +65,6 @@ class StageCall:
         return f"{self.stage}@{self.model}"
 
 
-def log_path(settings: Settings, task: Task) -> Path:
-    """The log of a task on this machine."""
-    return settings.logs / task.run.model / escape_ref_part(task.run.run_id) / f"{task.job}.log"
-
-
 def template_at(git: Git, commit: str, name: str) -> StageTemplate:
     """A stage of a commit's dvc.yaml. Raises `PipelineError`."""
     text = git.read(commit, "dvc.yaml")
@@ -103,7 +98,7 @@ def run_stage(settings: Settings, call: StageCall, follow: Callable[[str], None]
             raise
         if result["skipped"]:
             return StageResult(call.commit, executed=False)
-        commit = _write(mirror, call, head, space, result)
+        commit = _write(settings, mirror, call, head, space, result)
     made_by_now = publish(mirror, call, head, commit)
     shutil.rmtree(_run_cache(settings, call), ignore_errors=True)
     return StageResult(made_by_now, executed=True)
@@ -150,6 +145,7 @@ def _execute(
         "run_cache": str(_run_cache(settings, call)),
         "environment": stage_environment(settings, folder, space),
         "sha256": recorded_sha256(mirror, call.commit, call.model),
+        "statistics": str(settings.var / "statistics"),
     }
     job = Job(call.address, space, request, log_path(settings, call.task), call.timeout)
     result = run_job(settings, job, follow, child)
@@ -187,13 +183,16 @@ def recorded_sha256(git: Git, commit: str, model: str) -> dict[str, str]:
     return known
 
 
-def _write(mirror: Mirror, call: StageCall, head: str, space: Workspace, result: dict[str, Any]) -> str:
+def _write(
+    settings: Settings, mirror: Mirror, call: StageCall, head: str, space: Workspace, result: dict[str, Any]
+) -> str:
     """Commit what a stage made: its lock entry, its outputs that live in git, its event."""
     changes: dict[str, bytes | str | None] = {LOCK: (space.path / LOCK).read_bytes()}
     for path in result["uncached"]:
         changes |= _files_below(space.path, path)
-    told = _event(call, result)
-    changes[event.path(call.model, call.stage)] = told.as_json()
+    template = template_at(mirror, call.commit, call.stage)
+    told = stage_event.completed(settings, mirror, call, template, space, result)
+    changes[event.path(call.model, call.stage)] = told
     seconds = result["ended"] - result["started"]
     text = message(
         f"{call.address}: ran in {seconds:.1f} s",
@@ -206,36 +205,6 @@ def _files_below(root: Path, path: str) -> dict[str, bytes | str | None]:
     place = root / path
     names = [name for name in place.rglob("*") if name.is_file()] if place.is_dir() else [place]
     return {name.relative_to(root).as_posix(): name.read_bytes() for name in names if name.is_file()}
-
-
-def _event(call: StageCall, result: dict[str, Any]) -> event.Event:
-    inputs = sorted(
-        {event.dataset_name(dep["path"]) for dep in result["lock"].get("deps", ()) if _is_data(dep["path"])}
-    )
-    return event.Event(
-        "COMPLETE",
-        call.task.lineage_run_id,
-        f"{call.model}.{call.stage}",
-        datetime.fromtimestamp(result["started"], UTC),
-        datetime.fromtimestamp(result["ended"], UTC),
-        inputs=inputs,
-        outputs=[event.Output(event.dataset_name(out["path"]), out["md5"]) for out in result["lock"]["outs"]],
-        facts={
-            "commit": call.commit,
-            "stage": call.address,
-            "run": call.task.run.run_id,
-            "attempt": call.task.attempt,
-            "environment": result["environment"],
-            "machine": result["machine"],
-            "parameters": result["lock"].get("params", {}).get("params.yaml", {}),
-            "inputs": result["inputs"],
-            "outputs": result["outputs"],
-        },
-    )
-
-
-def _is_data(path: str) -> bool:
-    return not path.startswith("pipeline/")
 
 
 def publish(mirror: Mirror, call: StageCall, head: str, commit: str) -> str:
@@ -273,18 +242,11 @@ def _commit_failure(
 ) -> None:
     """Keep a failure on the run's ref: the FAIL event, and the reports that the stage wrote before it failed."""
     changes: dict[str, bytes | str | None] = {}
-    for path in template_at(mirror, call.commit, call.stage).uncached:
+    template = template_at(mirror, call.commit, call.stage)
+    for path in template.uncached:
         changes |= _files_below(space.path, path.replace("${key}", call.model))
-    told = event.Event(
-        "FAIL",
-        call.task.lineage_run_id,
-        f"{call.model}.{call.stage}",
-        started,
-        datetime.now(UTC),
-        facts={"commit": call.commit, "stage": call.address, "run": call.task.run.run_id, "attempt": call.task.attempt},
-        error=str(error).replace(str(settings.var), "var"),
-    )
-    changes[event.path(call.model, call.stage)] = told.as_json()
+    told = stage_event.failed(settings, mirror, call, template, space, started, error)
+    changes[event.path(call.model, call.stage)] = told
     text = message(
         f"{call.address}: failed",
         {

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from retrace.config import UnknownModel
 from retrace.dvcfiles import LOCK, entries_of, lock_entries, output_md5s
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message, trailer
+from retrace.lineage.event import EVENT
 
 CHAMPION = "champion"
 _VERSION = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")
@@ -195,8 +197,24 @@ def _next_name(git: Git, prefix: str, grammar: re.Pattern[str]) -> str:
     return f"{prefix}{max(numbers, default=0) + 1}"
 
 
-def create(mirror: Mirror, model: str, commit: str, title: str, trailers: dict[str, str]) -> Version:
-    """Tag a commit as the model's next version. Safe against others who do the same at the same time."""
+def event_of(git: Git, ref: str) -> dict[str, Any] | None:
+    """The lineage event that an annotated tag tells, if it tells one."""
+    text = trailer(git.message(ref), EVENT)
+    return dict(json.loads(text)) if text is not None else None
+
+
+def create(
+    mirror: Mirror,
+    model: str,
+    commit: str,
+    title: str,
+    trailers: dict[str, str],
+    tell: Callable[[str], str] | None = None,
+) -> Version:
+    """Tag a commit as the model's next version. Safe against others who do the same at the same time.
+
+    `tell` makes the lineage event of a version of that name, one line.
+    """
     while True:
         mirror.fetch_record()
         own = versions(mirror, model)
@@ -204,15 +222,21 @@ def create(mirror: Mirror, model: str, commit: str, title: str, trailers: dict[s
         if existing is not None:
             return existing
         name = _next_name(mirror, f"{model}@v", _VERSION)
-        tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers))
+        told = {EVENT: tell(name)} if tell is not None else {}
+        tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers | told))
         try:
             mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])
         except RefMoved:
             continue
 
 
-def assign(mirror: Mirror, version: Version, alias: str, because: str) -> Assignment:
-    """Give a version an alias by a new assignment tag; a version that holds it already keeps its tag."""
+def assign(
+    mirror: Mirror, version: Version, alias: str, because: str, tell: Callable[[str], str] | None = None
+) -> Assignment:
+    """Give a version an alias by a new assignment tag; a version that holds it already keeps its tag.
+
+    `tell` makes the lineage event of an assignment of that name, one line; the gate tells of its own elsewhere.
+    """
     while True:
         mirror.fetch_record()
         own = [assignment for assignment in assignments(mirror, version.model) if assignment.alias == alias]
@@ -220,6 +244,7 @@ def assign(mirror: Mirror, version: Version, alias: str, because: str) -> Assign
             return own[-1]
         name = _next_name(mirror, f"{version.model}#{alias}#", _ASSIGNMENT)
         trailers = {"Retrace-Version": version.name, "Retrace-Because": because}
+        trailers |= {EVENT: tell(name)} if tell is not None else {}
         tag = mirror.write_tag(name, version.commit, message(f"{name}: {version.name}", trailers))
         try:
             mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])

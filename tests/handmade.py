@@ -49,7 +49,7 @@ def finish(
 def registered(project: Project, run_id: str, **result: Any) -> Registered:
     """A run by hand up to its registration."""
     model = result.get("model", "alpha")
-    return register(project.settings, Run(model, run_id), finish(project, run_id, **result))
+    return register(project.settings, project.task(model, run_id, "register"), finish(project, run_id, **result))
 
 
 class Overtaken(Mirror):

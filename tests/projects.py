@@ -106,6 +106,11 @@ class Project:
         """Make a stage of the toy do something wrong, or (None) right again."""
         return self.edit_params(lambda params: params["models"][model][stage_name].update(action=action))
 
+    def report(self, model: str, report: dict[str, Any], fails: bool) -> str:
+        """Make the toy's validation write this report, and fail or not."""
+        action = "exit" if fails else None
+        return self.edit_params(lambda params: params["models"][model]["validate"].update(report=report, action=action))
+
     @property
     def source(self) -> Path:
         return self.settings.var / "source.db"
@@ -156,7 +161,7 @@ class Project:
     ) -> tuple[Version, gate.Decision | None]:
         """A whole retrain by the engine alone: the version, and what the gate said."""
         commit = self.stages(model, run_id, as_of, backfill)
-        version = register.register(self.settings, Run(model, run_id), commit).version
+        version = register.register(self.settings, self.task(model, run_id, "register"), commit).version
         return version, gate.gate(self.settings, self.task(model, run_id, "gate"), version.commit)
 
     def refs(self) -> dict[str, str]:

@@ -328,7 +328,7 @@ def test_a_gate_that_is_killed_says_once_that_a_version_is_worse_than_the_champi
     trained.edit_params(lambda params: params["models"]["alpha"]["train"].update(quality=0.6))
     trained.fill("2013-04")
     trained.ingest("2013-05-01")
-    register.register(trained.settings, run, trained.stages("alpha", "two"))
+    register.register(trained.settings, trained.task("alpha", "two", "register"), trained.stages("alpha", "two"))
     expected = trained.copy(tmp_path / "unbroken")
     expected.retrain("alpha", "two")
     crashes = crash(trained, lambda: trained.retrain("alpha", "two"))

@@ -121,14 +121,17 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 def test_a_model_has_a_dag_of_its_own_with_a_task_per_stage_in_order(
     real: Mapping[str, Any], toys: Mapping[str, Any]
 ) -> None:
-    assert set(real["dags"]) == {"ingest", *yaml.safe_load((ROOT / "params.yaml").read_text())["models"]}
-    assert set(toys["dags"]) == {"ingest", "alpha", "beta"}
+    assert set(real["dags"]) == {"ingest", "sync", *yaml.safe_load((ROOT / "params.yaml").read_text())["models"]}
+    assert set(toys["dags"]) == {"ingest", "sync", "alpha", "beta"}
     for described in (real, toys):
         for name, dag in described["dags"].items():
             tasks = dag["tasks"]
             assert dag["active"] == 1 and dag["catchup"] is False and dag["start"] == "2013-01-01T00:00:00+00:00"
             if name == "ingest":
                 assert list(tasks) == ["ingest"] and tasks["ingest"]["outlets"] == ["retrace://data/raw"]
+                continue
+            if name == "sync":
+                assert list(tasks) == ["sync"] and tasks["sync"]["outlets"] == []
                 continue
             assert sorted(tasks) == sorted(RETRAIN)
             work = RETRAIN[:-1]
@@ -168,12 +171,14 @@ def test_schedules_are_those_of_params_yaml(real: Mapping[str, Any], toys: Mappi
     found = {name: dag["schedule"] for name, dag in real["dags"].items()}
     assert found == {
         "ingest": {"cron": "0 5 2 * *", "assets": []},
+        "sync": {"cron": "*/15 * * * *", "assets": []},
         "late_arrival": {"cron": "0 7 3 * *", "assets": data},
         "air_time": {"cron": None, "assets": data},
     }
     found = {name: dag["schedule"] for name, dag in toys["dags"].items()}
     assert found == {
         "ingest": {"cron": None, "assets": []},
+        "sync": {"cron": "*/15 * * * *", "assets": []},
         "alpha": {"cron": None, "assets": data},
         "beta": {"cron": "30 6 * * 1", "assets": []},
     }
@@ -198,7 +203,7 @@ def test_a_broken_params_yaml_is_one_clear_line_among_airflows_import_errors(
 ) -> None:
     project = toy(tmp_path / "project", change)
     errors = run(project / "dags", tmp_path / "var", ERRORS, str(project / "dags"))
-    assert len(errors) == 2
+    assert len(errors) == 3
     for error in errors.values():
         line = error.strip().splitlines()[-1]
         assert line.startswith(f"retrace.config.ConfigError: {project / 'params.yaml'}: ") and part in line

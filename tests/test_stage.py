@@ -104,10 +104,12 @@ def test_new_data_reruns_what_reads_it(trained: Project) -> None:
 def test_a_run_on_older_data_finds_what_was_made_of_them(trained: Project) -> None:
     trained.fill("2013-04")
     trained.ingest("2013-05-01")
-    register.register(trained.settings, Run("alpha", "april"), trained.stages("alpha", "april"))
+    register.register(trained.settings, trained.task("alpha", "april", "register"), trained.stages("alpha", "april"))
     last = trained.stages("alpha", "back", as_of="2013-04-01")
     assert states(trained, "back") == [("snapshot", COMPLETE)]
-    assert register.register(trained.settings, Run("alpha", "back"), last).version.name == "alpha@v1"
+    assert (
+        register.register(trained.settings, trained.task("alpha", "back", "register"), last).version.name == "alpha@v1"
+    )
 
 
 def test_what_dvc_repro_made_in_a_working_copy_is_never_taken_for_a_result(project: Project, tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_a_dependency_may_be_a_folder_of_code_or_one_that_holds_datasets(project
     told = event.facts_of(project.mirror.read(last, event.path("alpha", "validate")) or b"")
     inputs = {item["path"] for item in told["inputs"]}
     assert {"pipeline/stage.py", "data/raw/events/2013-01.parquet", "data/raw/events.dvc"} <= inputs
-    register.register(project.settings, Run("alpha", "one"), last)
+    register.register(project.settings, project.task("alpha", "one", "register"), last)
     again = project.stage("alpha", "two", "validate", project.snapshot("alpha", "two"))
     assert not again.executed, "nothing has changed"
 

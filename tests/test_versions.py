@@ -21,7 +21,6 @@ from retrace.errors import RetraceError
 from retrace.git import Mirror, RefUpdate, trailer
 from retrace.promote import NoReason, promote_version, roll_back
 from retrace.register import MetricsMissing, register
-from retrace.runs import Run
 from retrace.show import log_lines
 from retrace.versions import CHAMPION, NothingToRollBackTo, UnknownVersion, Version
 
@@ -83,7 +82,7 @@ def test_versions_of_a_model_count_up_from_one_and_sort_as_numbers(three: Projec
 
 def test_a_version_is_an_annotated_tag_that_says_what_it_is_made_of(project: Project) -> None:
     commit = finish(project, "one: two", metrics={"holdout": {"rows": 3, "cost": 0.2, "accuracy": 0.75}})
-    version = register(project.settings, Run("alpha", "one: two"), commit).version
+    version = register(project.settings, project.task("alpha", "one: two", "register"), commit).version
     assert (version.commit, version.run_id, version.run_ref) == (commit, "one: two", "refs/runs/alpha/one=3A=20two")
     assert (version.ref, project.refs()[version.ref]) == ("refs/tags/alpha@v1", version.tag_object)
     assert version.through == day("2013-04-01")
@@ -155,10 +154,10 @@ def test_a_name_that_no_model_has_finds_nothing(
 
 
 def test_registering_a_run_again_changes_nothing(project: Project) -> None:
-    commit, run = finish(project, "one"), Run("alpha", "one")
-    first = register(project.settings, run, commit)
+    commit, task = finish(project, "one"), project.task("alpha", "one", "register")
+    first = register(project.settings, task, commit)
     before = project.refs()
-    assert register(project.settings, run, commit) == first
+    assert register(project.settings, task, commit) == first
     assert project.refs() == before
     assert first.new
 
@@ -170,9 +169,9 @@ def test_a_run_that_made_what_a_version_is_made_of_makes_no_new_one(three: Proje
     assert (again.version, again.new) == (old, False)
     assert tags(three) == before
     unchanged = three.snapshot("alpha", "nothing new")  # carries what the newest version is made of
-    found = register(three.settings, Run("alpha", "nothing new"), unchanged)
+    found = register(three.settings, three.task("alpha", "nothing new", "register"), unchanged)
     assert (found.version.name, found.new) == ("alpha@v3", False)
-    assert register(three.settings, Run("alpha", "another"), old.commit).new is False
+    assert register(three.settings, three.task("alpha", "another", "register"), old.commit).new is False
     assert tags(three) == before
 
 
@@ -180,10 +179,10 @@ def test_a_commit_without_holdout_metrics_becomes_no_version(project: Project) -
     before = tags(project)
     unfit: list[dict[str, Any]] = [{}, {"validation": {"accuracy": 1.0}}, {"holdout": 0.8}]
     for number, metrics in enumerate(unfit):
-        run = Run("alpha", f"run {number}")
-        commit = finish(project, run.run_id, metrics=metrics)
+        task = project.task("alpha", f"run {number}", "register")
+        commit = finish(project, task.run.run_id, metrics=metrics)
         with pytest.raises(MetricsMissing) as raised:
-            register(project.settings, run, commit)
+            register(project.settings, task, commit)
         assert str(raised.value) == (
             f"metrics/alpha.json of commit {commit[:8]} has no key 'holdout'; the evaluate stage must write it"
         )
@@ -192,11 +191,11 @@ def test_a_commit_without_holdout_metrics_becomes_no_version(project: Project) -
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b"accuracy: 0.8", b"\xff"])
 def test_metrics_that_are_no_json_object_are_told_like_missing_ones(project: Project, content: bytes) -> None:
-    mirror, run, commit = project.mirror, Run("alpha", "one"), finish(project, "one")
+    mirror, task, commit = project.mirror, project.task("alpha", "one", "register"), finish(project, "one")
     spoilt = mirror.write_commit(commit, {"metrics/alpha.json": content}, [commit], "spoilt")
-    mirror.push([RefUpdate(run.ref, spoilt, commit)])
+    mirror.push([RefUpdate(task.run.ref, spoilt, commit)])
     with pytest.raises(MetricsMissing, match="metrics/alpha.json of commit .* has no key 'holdout'"):
-        register(project.settings, run, spoilt)
+        register(project.settings, task, spoilt)
 
 
 def test_only_the_end_of_a_retrain_becomes_a_version(project: Project) -> None:
@@ -205,7 +204,7 @@ def test_only_the_end_of_a_retrain_becomes_a_version(project: Project) -> None:
     mirror = project.mirror
     commit = mirror.write_commit(main, metrics, [main], "not a run")
     with pytest.raises(RetraceError) as raised:
-        register(project.settings, Run("alpha", "one"), commit)
+        register(project.settings, project.task("alpha", "one", "register"), commit)
     assert str(raised.value) == (
         f"commit {commit[:8]} is not of a retrain of alpha: it has no lineage/alpha/snapshot.json"
     )
@@ -221,7 +220,7 @@ def test_registrations_at_the_same_time_on_several_machines_get_a_number_each(pr
         machine = project.settings.model_copy(update={"var": project.root / "var" / run_id})
         Mirror.open(machine.mirror, machine.origin).fetch_record()
         start.wait()
-        found[run_id] = register(machine, Run("alpha", run_id), commits[run_id]).version
+        found[run_id] = register(machine, project.task("alpha", run_id, "register"), commits[run_id]).version
 
     threads = [threading.Thread(target=one, args=(run_id,)) for run_id in commits]
     for thread in threads:
@@ -236,9 +235,11 @@ def test_registrations_at_the_same_time_on_several_machines_get_a_number_each(pr
 def test_two_processes_that_register_the_same_run_make_one_version(project: Project) -> None:
     commit = finish(project, "one")
     program = (
-        "import sys; from pathlib import Path; from retrace.config import Settings; from retrace.register import *\n"
+        "import sys, uuid; from pathlib import Path; from retrace.config import Settings\n"
+        "from retrace.register import register; from retrace.runs import Run, Task\n"
         "root, commit = sys.argv[1:]; settings = Settings.load(Path(root), {})\n"
-        "print(register(settings, Run('alpha', 'one'), commit).version.name)"
+        "task = Task(Run('alpha', 'one'), 'register', str(uuid.uuid4()))\n"
+        "print(register(settings, task, commit).version.name)"
     )
     command = [sys.executable, "-c", program, str(project.root), commit]
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]

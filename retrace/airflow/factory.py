@@ -30,6 +30,7 @@ from retrace.airflow.operators import (
     RetraceOperator,
     SnapshotOperator,
     StageOperator,
+    SyncOperator,
 )
 from retrace.config import ModelSettings, Params, ScheduleSettings, parse_params
 from retrace.dvcfiles import StageTemplate, check_parameters, stages
@@ -149,4 +150,22 @@ def ingest_dag(project: Path) -> DAG:
         execution_timeout=timedelta(hours=6),
         dag=dag,
     )
+    return dag
+
+
+def sync_dag(project: Path) -> DAG:
+    """The DAG that brings MLflow and the lineage consumer up to git, so that nobody has to think of it."""
+    params, _ = read_project(project)
+    schedule = params.sync.schedule
+    dag = DAG(
+        dag_id="sync",
+        schedule=CronTriggerTimetable(schedule, timezone="UTC") if schedule else None,
+        start_date=params.ingest.start,
+        catchup=False,
+        max_active_runs=1,
+        tags=["retrace"],
+        default_args=_RETRY,
+        doc_md="Brings MLflow and the lineage consumer up to what git says: what an outage left out, put in.",
+    )
+    SyncOperator(task_id="sync", project=_root(project), model="sync", execution_timeout=timedelta(hours=6), dag=dag)
     return dag

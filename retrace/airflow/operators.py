@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Asset, BaseOperator
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -14,6 +15,7 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
+from retrace.airflow.links import MarquezLink, MlflowLink
 from retrace.config import Settings
 from retrace.errors import RetraceError, TransientError
 from retrace.git import Mirror, is_commit_id
@@ -39,11 +41,14 @@ class RetraceOperator(BaseOperator):
         self.project = project
         self.model = model
         self.after = after
+        self._running: tuple[Settings, Task] | None = None
+        self.commit: str | None = None
 
     def execute(self, context: Any) -> str | None:
         """Do the work; turn the engine's errors into what Airflow retries (transient) and what it does not."""
         settings = Settings.load(Path(self.project))
         task = self._task(context)
+        self._running = (settings, task)
         tell(self.model, self.task_id, "start", log=self.log_file(settings, task))
         try:
             commit = self.work(settings, task, context)
@@ -57,7 +62,39 @@ class RetraceOperator(BaseOperator):
         except Exception as error:
             tell(self.model, self.task_id, "failed", f"{type(error).__name__}: {error}")
             raise
+        self.commit = commit
         return commit
+
+    @property
+    def operator_extra_links(self) -> tuple[BaseOperatorLink, ...]:  # type: ignore[override]
+        """Where a person goes on from the task's page; each costs a task an XCom, so only those that lead somewhere."""
+        return (MarquezLink(),) if os.environ.get("RETRACE_MARQUEZ") else ()
+
+    def get_openlineage_facets_on_start(self) -> Any:
+        """Nothing yet: a dataset that is named before it is there stays behind in the consumer when the run fails."""
+        from retrace.airflow.lineage import operator_lineage
+
+        return operator_lineage(None)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What Airflow's integration tells of the task: its committed event, without inputs."""
+        from retrace.airflow.lineage import operator_lineage
+        from retrace.lineage.told import told_of
+
+        if self._running is None or self.commit is None:
+            return operator_lineage(None)
+        settings, task = self._running
+        return operator_lineage(told_of(Mirror.open(settings.mirror, settings.origin), task, self.commit))
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> Any:
+        """The failure as committed, with the stage's own traceback."""
+        from retrace.airflow.lineage import operator_lineage
+        from retrace.lineage.told import told_of_failure
+
+        if self._running is None:
+            return operator_lineage(None)
+        settings, task = self._running
+        return operator_lineage(told_of_failure(Mirror.open(settings.mirror, settings.origin), task))
 
     def work(self, settings: Settings, task: Task, context: Any) -> str | None:
         """Do this task's part and return the commit that the next one starts from."""
@@ -76,11 +113,12 @@ class RetraceOperator(BaseOperator):
         tell(self.model, self.task_id, "phase", text)
 
     def _task(self, context: Any) -> Task:
-        from airflow.providers.openlineage.plugins.macros import lineage_run_id
+        from retrace.airflow.lineage import parent_of, run_id_of
 
         instance = context["ti"]
         run = Run(self.model, context["run_id"])
-        return Task(run, self.task_id, str(lineage_run_id(instance)), int(instance.try_number))
+        parent = parent_of(context["dag_run"])
+        return Task(run, self.task_id, run_id_of(instance), int(instance.try_number), parent)
 
     def given(self, context: Any) -> str:
         """The commit that the previous task handed on. Raises `NoCommit`."""
@@ -146,13 +184,14 @@ class StageOperator(RetraceOperator):
         self.timeout = timeout
 
     def log_file(self, settings: Settings, task: Task) -> Path:
-        from retrace.stage import log_path
+        from retrace.runs import log_path
 
         return log_path(settings, task)
 
     def work(self, settings: Settings, task: Task, context: Any) -> str:
         from retrace.process import last_line
-        from retrace.stage import StageCall, log_path, run_stage
+        from retrace.runs import log_path
+        from retrace.stage import StageCall, run_stage
 
         self.renew_lease(settings, task)
         call = StageCall(
@@ -170,7 +209,7 @@ class RegisterOperator(RetraceOperator):
         from retrace.register import register
 
         self.renew_lease(settings, task)
-        registered = register(settings, task.run, self.given(context))
+        registered = register(settings, task, self.given(context))
         version = registered.version
         self.done(version.name if registered.new else f"nothing changed since {version.name}: no new version")
         return version.commit
@@ -197,6 +236,11 @@ class GateOperator(RetraceOperator):
 class PublishOperator(RetraceOperator):
     """Brings MLflow up to what git says of this model."""
 
+    @property
+    def operator_extra_links(self) -> tuple[BaseOperatorLink, ...]:  # type: ignore[override]
+        """MLflow's page of the version, besides."""
+        return (*super().operator_extra_links, MlflowLink())
+
     def work(self, settings: Settings, task: Task, context: Any) -> str:
         from retrace.publish import publish_model
 
@@ -220,6 +264,16 @@ class CleanupOperator(RetraceOperator):
         lease.release(Mirror.open(settings.mirror, settings.origin), self.model, task.run.run_id)
 
 
+class SyncOperator(RetraceOperator):
+    """Brings MLflow and the lineage consumer up to what git says."""
+
+    def work(self, settings: Settings, task: Task, context: Any) -> None:
+        from retrace.sync import sync
+
+        for line in sync(settings, None, self.log.info):
+            self.log.info("%s", line)
+
+
 class IngestOperator(RetraceOperator):
     """Brings the branch `data` up to the run's date and tells Airflow that there is new data."""
 
@@ -230,7 +284,7 @@ class IngestOperator(RetraceOperator):
         dag_run = context["dag_run"]
         conf = dag_run.conf or {}
         until = _moment(conf.get("until")) or _moment(dag_run.logical_date) or datetime.now(UTC)
-        call = IngestCall(until, _moment(conf.get("since")), task.run.run_id, task.lineage_run_id)
+        call = IngestCall(until, _moment(conf.get("since")), task.run.run_id, task.lineage_run_id, task.parent)
 
         def follow(done: Ingested) -> None:
             tell(self.model, done.interval, "done", done.summary)

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from retrace import yaml12
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.store import Store
 from retrace.hashing import hash_file
+from retrace.statistics import StatisticsFailed, kept
 
 
 def _snapshot() -> dict[str, tuple[int, ...]]:
@@ -142,11 +144,15 @@ class StageRun:
             )  # a second try must not take it from there unchecked
             raise
         self.reporter.phase("push")
-        self.store.push(self.request["address"], self.made())
+        with ThreadPoolExecutor(1) as beside:
+            described = beside.submit(self.statistics, record["lock"])
+            self.store.push(self.request["address"], self.made())
+            statistics = described.result()
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
         code = {name for dep in self.dependencies for name in _files(dep.def_path)} - hashes.keys()
         inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code)]
-        return {"skipped": False, "started": started, "ended": ended, "inputs": inputs, **record}
+        told = {"skipped": False, "started": started, "ended": ended, "inputs": inputs, "statistics": statistics}
+        return told | record
 
     def execute(self, force: bool = False) -> None:
         from dvc.stage.exceptions import StageCmdFailedError
@@ -206,6 +212,19 @@ class StageRun:
             outputs.append({"path": out["path"], "md5": out["md5"], "files": files})
         uncached = [out.def_path for out in self.stage.outs if not out.use_cache]
         return {"lock": entry, "outputs": outputs, "uncached": uncached}
+
+    def statistics(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Output path -> what is in its columns, for outputs that are tables. No stage fails for want of them."""
+        store, found = Path(self.request["statistics"]), {}
+        for out in entry["outs"]:
+            try:
+                columns = kept(store, out["md5"], Path.cwd(), out["path"])
+            except StatisticsFailed as failure:
+                print(f"--- no statistics of {out['path']}: {failure}", flush=True)
+                continue
+            if columns is not None:
+                found[out["path"]] = columns.as_dict()
+        return found
 
 
 def _files(path: str) -> list[str]:

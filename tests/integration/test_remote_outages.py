@@ -22,7 +22,7 @@ from retrace import register, stage
 from retrace.errors import TransientError
 from retrace.lineage import event
 from retrace.process import ChildDied, ObjectCorrupt, ObjectLost, RemoteRefused, RemoteUnavailable
-from retrace.runs import Link, Run, chain
+from retrace.runs import Link, chain
 from retrace.stage import StageResult
 
 BIG = "2013-02"  # its partition takes many packets
@@ -96,7 +96,7 @@ def site(s3: S3Server, environments: Path, tmp_path_factory: pytest.TempPathFact
             project.fill(month, rows)
         project.ingest("2013-03-01")
         head = project.stages("alpha", "one")
-        register.register(project.settings, Run("alpha", "one"), head)
+        register.register(project.settings, project.task("alpha", "one", "register"), head)
         yield Site(project, s3, wire, chain(project.mirror, head))
     wire.close()
 

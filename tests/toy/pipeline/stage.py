@@ -28,6 +28,8 @@ def digest(folder: Path) -> str:
 def act(action: str | None, model: str) -> None:
     if action == "exit":
         sys.exit("bad luck in the stage")
+    if action == "raise":
+        raise RuntimeError("bad luck in the stage")
     if action == "edit-input":
         path = sorted(RAW.iterdir())[0]
         path.chmod(0o644)
@@ -55,7 +57,8 @@ def act(action: str | None, model: str) -> None:
 def validate(model: str) -> None:
     names = [path.name for path in sorted(RAW.iterdir())]
     failed = settings(model, "validate").get("action") == "exit"
-    write(f"reports/{model}/validation.json", json.dumps({"passed": not failed, "partitions": names}))
+    report = settings(model, "validate").get("report", {"passed": not failed, "partitions": names})
+    write(f"reports/{model}/validation.json", json.dumps(report))
 
 
 def features(model: str) -> None:
