@@ -9,9 +9,12 @@ import base64
 import json
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from retrace.lineage.settings import SPOOL_TRANSPORT, ConsumerSettings
 
 # Every option that already says where OpenLineage events go: with one of them set, ours is left out.
 _TRANSPORT_SETTINGS = (
@@ -33,8 +36,13 @@ def embedded_database(var: Path) -> Path:
 
 
 def lineage_file(var: Path) -> Path:
-    """Where OpenLineage events are appended when no consumer is configured."""
+    """Where OpenLineage events are appended, unless the user chose another transport."""
     return var / "lineage" / "events.jsonl"
+
+
+def spool_folder(var: Path) -> Path:
+    """Where OpenLineage events wait for the process that sends them."""
+    return lineage_file(var).with_name("spool")
 
 
 def sqlite_url(database: Path) -> str:
@@ -74,7 +82,8 @@ def environment(
     """The environment of an embedded Airflow: `base`, and a default for each setting that `base` leaves open.
 
     `database` is the address of a metadata database that must be used whatever `base` says; by default it is the one
-    that `base` names, or else an SQLite file under `var`. `more` are further defaults, by variable name.
+    that `base` names, or else an SQLite file under `var`. `more` are further defaults, by variable name. Raises
+    `ConsumerMisconfigured` for an address of a lineage consumer that makes no sense.
     """
     home = airflow_home(var)
     defaults = {
@@ -106,21 +115,34 @@ def _is_set(name: str, base: Mapping[str, str]) -> bool:
 
 
 def _lineage(var: Path, base: Mapping[str, str]) -> dict[str, str]:
-    """Where OpenLineage events go: what the user set, else a file.
+    """Where OpenLineage events go: what the user set, else a file, and with a consumer's address a spool for it, too.
 
     The transport is always given as Airflow's own option: with less, the client would look for an `openlineage.yml`
-    in the folder it happens to be started in, and prefer that to `OPENLINEAGE_URL`.
+    in the folder it happens to be started in, and prefer that to `OPENLINEAGE_URL`. The consumer's key is left where
+    it is, in the environment. Raises `ConsumerMisconfigured`.
     """
     chosen = any(_is_set(name, base) for name in _TRANSPORT_SETTINGS)
     if chosen or any(name.startswith("OPENLINEAGE__TRANSPORT") for name in base):
         return {}
-    transport: dict[str, object]
-    if base.get("OPENLINEAGE_URL"):
-        transport = {"type": "http", "url": base["OPENLINEAGE_URL"]}
-        if base.get("OPENLINEAGE_ENDPOINT"):
-            transport["endpoint"] = base["OPENLINEAGE_ENDPOINT"]
-        if base.get("OPENLINEAGE_API_KEY"):
-            transport["auth"] = {"type": "api_key", "apiKey": base["OPENLINEAGE_API_KEY"]}
-    else:
-        transport = {"type": "file", "log_file_path": str(lineage_file(var).absolute()), "append": True}
+    consumer = ConsumerSettings.of(base)
+    transport: dict[str, object] = {
+        "type": SPOOL_TRANSPORT,
+        "log_file_path": str(lineage_file(var).absolute()),
+        "spool": str(spool_folder(var).absolute()),
+        "sender_log": str((var / "logs" / "lineage.log").absolute()),
+        "hide": _places(var, base),
+    }
+    if consumer is not None:
+        transport |= {"url": consumer.url, "endpoint": consumer.endpoint}
     return {"AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport)}
+
+
+def _places(var: Path, base: Mapping[str, str]) -> dict[str, str]:
+    """The folders of this machine that no event may show, with what stands for them."""
+    places = {Path(__file__).parents[2]: "project", Path(base.get("HOME") or Path.home()): "~"}
+    if sys.prefix != sys.base_prefix:
+        places[Path(sys.prefix)] = "environment"
+    if var.name == "var":
+        places[var.parent] = "project"
+    places[var] = "var"
+    return {str(spelling): name for path, name in places.items() for spelling in (path.absolute(), path.resolve())}
