@@ -13,7 +13,18 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import dag_parse, demo, disk, nothing_changed, retrain_vs_airflow, retrain_vs_shell
+from benchmarks import (
+    dag_parse,
+    dataset_statistics,
+    demo,
+    disk,
+    lineage_overhead,
+    lineage_versions,
+    nothing_changed,
+    retrain_vs_airflow,
+    retrain_vs_shell,
+    sync,
+)
 from benchmarks.laboratory import Laboratory, Table, laboratory, tell
 
 FIGURES: dict[str, Callable[[Laboratory], list[Table]]] = {
@@ -23,6 +34,10 @@ FIGURES: dict[str, Callable[[Laboratory], list[Table]]] = {
     "demo": demo.measure,
     "dag_parse": dag_parse.measure,
     "disk_second_retrain": disk.measure,
+    "lineage_overhead": lineage_overhead.measure,
+    "statistics": dataset_statistics.measure,
+    "sync": sync.measure,
+    "lineage_versions": lineage_versions.measure,
 }
 EXTRA = {"long": retrain_vs_shell.measure_long}  # six minutes
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -95,6 +95,30 @@ def show(version: VersionName, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def lineage(
+    version: VersionName,
+    up: Annotated[bool, typer.Option("--up", help="only what it was made of")] = False,
+    down: Annotated[bool, typer.Option("--down", help="only what it led to")] = False,
+    columns: Annotated[bool, typer.Option("--columns", help="also the source columns of each feature")] = False,
+    form: Annotated[Literal["text", "json", "mermaid"], typer.Option("--format")] = "text",
+) -> None:
+    """What a version was made of, back to the partitions, and what it led to, from git alone."""
+    from retrace.trace_text import lineage_lines
+
+    wanted = {"up": up or columns or not down, "down": down or not up}
+    for line in lineage_lines(_settings(), version, **wanted, columns=columns, form=form):
+        print(line)
+
+
+@app.command()
+def card(version: VersionName) -> None:
+    """The model card of a version in Markdown, from git alone."""
+    from retrace.card import card_of
+
+    print(card_of(_settings(), version), end="")
+
+
+@app.command()
 def checkout(
     version: VersionName,
     directory: Annotated[
@@ -126,12 +150,17 @@ def rollback(model: str, because: Because) -> None:
 
 
 @app.command()
-def sync(model: Annotated[str | None, typer.Argument()] = None) -> None:
-    """Bring MLflow up to what git says: missing versions, aliases."""
-    from retrace.promote import sync_registry
+def sync(
+    model: Annotated[str | None, typer.Argument(help="only this model, and only MLflow")] = None,
+) -> None:
+    """Bring MLflow and the lineage consumer up to what git says: what an outage left out, put in."""
+    from retrace.progress import overwritten
+    from retrace.sync import sync as brought_up
 
-    for line in sync_registry(_settings(), model):
-        print(line)
+    with overwritten(sys.stderr) as follow:
+        for line in brought_up(_settings(), model, follow):
+            follow("")
+            print(line, flush=True)
 
 
 @data_app.command("pull")

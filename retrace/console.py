@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from retrace.airflow.inprocess import TaskEvent
 
 
+_SENDER_SECONDS = 45.0  # a sender drops what has waited for 30 s
+
+
 class StepFailed(RetraceError):
     """A step of the demo failed; its own message has been shown."""
 
@@ -141,12 +144,14 @@ def run_ingest(settings: Settings, until: datetime | None, since: datetime | Non
     """`retrace ingest`: the exit code."""
     mirror, _, _ = _opened(settings)
     with session(settings, mirror) as running:
-        return 0 if _ingest(running, until or datetime.now(UTC), since) else 1
+        succeeded = _ingest(running, until or datetime.now(UTC), since)
+        _tell_consumer(running)
+        return 0 if succeeded else 1
 
 
 def _ingest(running: Session, until: datetime, since: datetime | None) -> bool:
     running.terminal.line(f"ingest up to {until:%Y-%m-%d}")
-    conf = {lease.IN_PROCESS: lease.this_process(), "until": until.isoformat()}
+    conf = {lease.IN_PROCESS: True, "until": until.isoformat()}
     conf |= {"since": since.isoformat()} if since else {}
     return running.run("ingest", conf, "the intervals before it are committed on data")
 
@@ -160,6 +165,7 @@ def run_retrain(settings: Settings, models: list[str], as_of: datetime | None) -
         for line in notices(settings, code):
             running.terminal.line(line)
         succeeded = [_retrain(running, model, as_of) for model in models]
+        _tell_consumer(running)
         return 0 if all(succeeded) else 1
 
 
@@ -186,13 +192,34 @@ def _retrain(running: Session, model: str, as_of: datetime | None) -> bool:
     when = _wait_for_turn(running, model, as_of)
     running.terminal.line(f"retrain {model}" + (f" as of {as_of:%Y-%m-%d}" if as_of else ""))
     run = Run(model, f"manual__{when.isoformat()}")
-    conf = {lease.IN_PROCESS: lease.this_process(), "as_of": as_of.isoformat() if as_of else None}
+    conf = {lease.IN_PROCESS: True, "as_of": as_of.isoformat() if as_of else None}
     try:
         return running.run(model, conf, "what it had done is kept on its run's ref", when)
     except KeyboardInterrupt:
         discard(mirror, run)
         lease.release(mirror, model, run.run_id)
         raise
+
+
+def _tell_consumer(running: Session) -> None:
+    """Where a lineage consumer is set: bring it up to git now, as the DAG `sync` does where a scheduler runs.
+
+    The work is done whether or not the consumer is there, so its absence is told and fails nothing.
+    """
+    from retrace.airflow.embedded import spool_folder
+    from retrace.lineage.folder import SpoolFolder
+    from retrace.lineage.settings import ConsumerSettings
+    from retrace.lineage.sync import sync_lineage
+
+    if ConsumerSettings.of(os.environ) is None:
+        return
+    try:
+        # What is still on its way must not come after what is now sent: a late START sets a finished run back.
+        with SpoolFolder(spool_folder(running.settings.var)).still(_SENDER_SECONDS):
+            for line in sync_lineage(running.settings, running.mirror, lambda _: None, os.environ):
+                running.terminal.line(line)
+    except RetraceError as error:
+        running.terminal.line(f"lineage: {error}; `retrace sync` tells it later, git has it all")
 
 
 def _wait_for_turn(running: Session, model: str, as_of: datetime | None) -> datetime:
@@ -247,6 +274,7 @@ def run_demo(settings: Settings) -> int:
             for line in notices(settings, code):
                 running.terminal.line(line)
             _play(running, params)
+            _tell_consumer(running)
     else:
         print("everything is done already; `make demo-reset` takes it back")
     _farewell(settings, params)

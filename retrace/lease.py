@@ -21,7 +21,7 @@ from retrace.errors import TransientError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate
 
 _PUBLICATION_MINUTES = 15.0
-IN_PROCESS = "retrace_process"  # the key in a DAG run's conf that names the one process that the run lives in
+IN_PROCESS = "retrace_process"  # the key in a DAG run's conf that says that the run lives in a single process
 
 
 class ModelBusy(TransientError):

@@ -11,7 +11,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,21 @@ def tell(model: str, step: str, state: str, text: str = "", log: Path | None = N
         return
     message = {"model": model, "step": step, "state": state, "text": text, "log": str(log) if log else None}
     os.write(int(descriptor), (json.dumps(message) + "\n").encode())
+
+
+@contextmanager
+def overwritten(stream: TextIO) -> Iterator[Callable[[str], None]]:
+    """A line of a terminal that each call writes anew; elsewhere than on a terminal nothing is shown."""
+
+    def show(text: str) -> None:
+        if stream.isatty():
+            stream.write(f"\r\x1b[K{text[:_WIDTH]}")
+            stream.flush()
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 class Terminal:

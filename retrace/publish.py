@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from retrace import lease, versions
+from retrace.card import CARD, card
 from retrace.config import Settings
 from retrace.dvcfiles import object_path
 from retrace.git import Git, Mirror
 from retrace.hashing import hash_file
+from retrace.lineage.links import marquez_job
 from retrace.process import Job, ObjectCorrupt, run_job
 from retrace.published import Artifact, Dataset, Entry, EntryError, Fingerprint, provenance
 from retrace.record import RawDataset, Record, read_record
+from retrace.register import registered
 from retrace.registry import Registry
 from retrace.versions import Version
 from retrace.workspace import workspace
@@ -63,7 +66,7 @@ def entry_of(settings: Settings, mirror: Mirror, version: Version) -> Iterator[E
     record = read_record(mirror, version)
     path, fingerprint = _model_output(record)
     with _model_file(settings, mirror, record, path, fingerprint) as file:
-        yield _entry(mirror, record, file, fingerprint)
+        yield _entry(settings, mirror, record, file, fingerprint)
 
 
 def _model_output(record: Record) -> tuple[str, Fingerprint]:
@@ -91,7 +94,7 @@ def _model_file(settings: Settings, mirror: Mirror, record: Record, path: str, w
         yield file
 
 
-def _entry(git: Git, record: Record, file: Path, fingerprint: Fingerprint) -> Entry:
+def _entry(settings: Settings, git: Git, record: Record, file: Path, fingerprint: Fingerprint) -> Entry:
     version = record.version
     serving = _serving(git, version)
     metrics = {
@@ -119,6 +122,8 @@ def _entry(git: Git, record: Record, file: Path, fingerprint: Fingerprint) -> En
             environment=record.environment,
             parameters=record.parameters_digest,
             run_id=version.run_id,
+            lineage_run_id=registered(git, version).run,
+            lineage_page=marquez_job(settings, f"{version.model}.register"),
         ),
     )
 
@@ -157,9 +162,10 @@ def _features(record: Record) -> Fingerprint:
 
 
 def _shown_files(git: Git, record: Record) -> list[Artifact]:
-    """The plots, the trials table and the reports: all outputs that live in git."""
+    """The version's card, the plots, the trials table and the reports: all outputs that live in git."""
     version = record.version
     tree = git.files(version.commit)
     shown = [path for path in record.files() if path in tree]
     contents = git.read_many([tree[path] for path in shown])
-    return [Artifact(path, content) for path, content in zip(shown, contents, strict=True) if content is not None]
+    files = [Artifact(path, content) for path, content in zip(shown, contents, strict=True) if content is not None]
+    return [Artifact(CARD, card(git, version, lasting=True).encode()), *files]

@@ -13,6 +13,7 @@ that were trained on a dataset.
 | `environment.lock` | sha256 of what the stages' environment pins |
 | `params.sha256` | the parameters |
 | `airflow.run_id` | the run that made the version |
+| `lineage.run_id`, `lineage.page` | the OpenLineage run that registered it; where Marquez shows the job |
 
 The first two rows are written by `Registry.publish` itself, the others come from `provenance`.
 """
@@ -138,6 +139,8 @@ def provenance(
     environment: str,
     parameters: str,
     run_id: str,
+    lineage_run_id: str | None = None,
+    lineage_page: str | None = None,
 ) -> dict[str, str]:
     """The tags of what a version was made of, under the names that the head of this module lists."""
     tags = {
@@ -147,6 +150,8 @@ def provenance(
         "params.sha256": parameters,
         "airflow.run_id": run_id,
     }
+    tags |= {"lineage.run_id": lineage_run_id} if lineage_run_id is not None else {}
+    tags |= {"lineage.page": lineage_page} if lineage_page is not None else {}
     for path, fingerprint in datasets.items():
         tags |= {f"{path}.md5": fingerprint.md5, f"{path}.sha256": fingerprint.sha256}
     return tags

@@ -111,7 +111,7 @@ def _event(
     known = event.producers(git, commit, model)
     code, data = facts["code"], facts["data"]
     spans = [manifest.span(git.read(commit, path)) for path in git.files(commit, RAW) if path.endswith(".manifest")]
-    essentials = {"version": name, "commit": commit, **facts, "metrics": dict(metrics)}
+    essentials = {**facts, "version": name, "commit": commit, "metrics": dict(metrics)}
     registered = event.Output(
         event.registry_name(model),
         name,

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from retrace import versions
 from retrace.config import Settings
 from retrace.git import Git, Mirror
+from retrace.reader import last_day, reader
 from retrace.record import Record, StageRecord, read_record
 from retrace.register import gate_facts
 from retrace.versions import Assignment, Version
 
 _SHORT = 12
 _SHOWN_METRICS = 2  # the gate's come first; `retrace show` has them all
-
-
-def reader(settings: Settings) -> Git:
-    """Where the record is read: the repository itself where it is the origin, else this machine's mirror, fetched."""
-    if Path(settings.origin) == settings.root:
-        return Git(settings.root)
-    mirror = Mirror.open(settings.mirror, settings.origin)
-    mirror.fetch_record()
-    return mirror
-
-
-def last_day(through: datetime | None) -> str:
-    """The last day of the data: `Data-Through` is the first moment after it."""
-    return f"{through - timedelta(days=1):%Y-%m-%d}" if through else "?"
 
 
 def _aliases(git: Git) -> dict[str, list[str]]:

@@ -247,6 +247,9 @@ def _commit_failure(
         changes |= _files_below(space.path, path.replace("${key}", call.model))
     told = stage_event.failed(settings, mirror, call, template, space, started, error)
     changes[event.path(call.model, call.stage)] = told
+    trace = event.trace_of(told)
+    if trace is not None:
+        error.add_note(trace)
     text = message(
         f"{call.address}: failed",
         {

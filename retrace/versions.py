@@ -76,8 +76,8 @@ class Assignment:
         return f"{self.model}#{self.alias}#{self.number}"
 
 
-def _tags(git: Git, pattern: str) -> Iterable[list[str]]:
-    listing = git.out("for-each-ref", f"--format={_FIELDS}", pattern)
+def _tags(git: Git, *pattern: str) -> Iterable[list[str]]:
+    listing = git.out("for-each-ref", f"--format={_FIELDS}", *pattern)
     for entry in listing.split("\x1e"):
         fields = entry.lstrip("\n").split("\x1f")
         if len(fields) == 6 and fields[2]:
@@ -86,8 +86,12 @@ def _tags(git: Git, pattern: str) -> Iterable[list[str]]:
 
 def versions(git: Git, model: str | None = None) -> list[Version]:
     """All versions (of one model), oldest first."""
+    return _versions(git, f"refs/tags/{model or '*'}@v*")
+
+
+def _versions(git: Git, *pattern: str) -> list[Version]:
     found = []
-    for name, tag_object, commit, created, _, text in _tags(git, f"refs/tags/{model or '*'}@v*"):
+    for name, tag_object, commit, created, _, text in _tags(git, *pattern):
         match = _VERSION.fullmatch(name)
         if match is None:
             continue
@@ -127,22 +131,36 @@ def newest_versions(git: Git) -> dict[str, Version]:
 def find(git: Git, name: str) -> Version:
     """The version of a name such as `late_arrival@v3`; `late_arrival@champion` and `late_arrival@latest` work too.
 
-    Raises `UnknownVersion`.
+    Reads the tags that are asked for, not all. Raises `UnknownVersion`.
     """
     model, _, rest = name.partition("@")
-    own = versions(git, model) if re.fullmatch(r"[a-z][a-z0-9_]*", model) else []
-    if rest == "latest" and own:
-        return own[-1]
+    named = re.fullmatch(r"[a-z][a-z0-9_]*", model) is not None
     if _VERSION.fullmatch(name):
-        found = next((version for version in own if version.name == name), None)
+        found = next(iter(_versions(git, f"refs/tags/{name}")), None)
+    elif named and rest == "latest":
+        found = _newest(git, model)
     else:
-        found = champions(git, own).get((model, rest))
+        found = _holder(git, model, rest) if named else None
     if found is None:
+        own = versions(git, model) if named else []
         known = f"it has v1 to v{own[-1].number}" if own else "`retrace log` lists what there is"
         if own and not rest:
             known += f"; name one of them, {model}@latest or {model}@{CHAMPION}"
         raise UnknownVersion(f"no version {name!r}: {known}")
     return found
+
+
+def _newest(git: Git, model: str) -> Version | None:
+    names = git.out("for-each-ref", "--format=%(refname:strip=2)", f"refs/tags/{model}@v*").splitlines()
+    numbers = sorted((int(match["number"]) for match in map(_VERSION.fullmatch, names) if match), reverse=True)
+    found = (_versions(git, f"refs/tags/{model}@v{number}") for number in numbers)
+    return next((own[0] for own in found if own), None)
+
+
+def _holder(git: Git, model: str, alias: str) -> Version | None:
+    given = [assignment.commit for assignment in assignments(git, model) if assignment.alias == alias]
+    found = (_versions(git, f"--points-at={commit}", f"refs/tags/{model}@v*") for commit in reversed(given))
+    return next((own[-1] for own in found if own), None)
 
 
 def assignments(git: Git, model: str | None = None) -> list[Assignment]:

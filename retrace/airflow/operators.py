@@ -54,9 +54,7 @@ class RetraceOperator(BaseOperator):
             commit = self.work(settings, task, context)
         except RetraceError as error:
             tell(self.model, self.task_id, "failed", str(error))
-            if isinstance(error, TransientError) and not _in_process(context):
-                raise AirflowException(str(error)) from None
-            raise AirflowFailException(str(error)) from None
+            raise _as_airflow_has_it(error, retried=not _in_process(context)) from None
         except AirflowException:
             raise
         except Exception as error:
@@ -89,12 +87,12 @@ class RetraceOperator(BaseOperator):
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> Any:
         """The failure as committed, with the stage's own traceback."""
         from retrace.airflow.lineage import operator_lineage
-        from retrace.lineage.told import told_of_failure
+        from retrace.lineage.told import told_on_ref
 
         if self._running is None:
             return operator_lineage(None)
         settings, task = self._running
-        return operator_lineage(told_of_failure(Mirror.open(settings.mirror, settings.origin), task))
+        return operator_lineage(told_on_ref(Mirror.open(settings.mirror, settings.origin), task))
 
     def work(self, settings: Settings, task: Task, context: Any) -> str | None:
         """Do this task's part and return the commit that the next one starts from."""
@@ -136,6 +134,15 @@ class RetraceOperator(BaseOperator):
         lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes)
 
 
+def _as_airflow_has_it(error: RetraceError, retried: bool) -> AirflowException:
+    """The error as one that Airflow tries again, or not; its notes, a stage's own traceback, go to log and lineage."""
+    kind = AirflowException if isinstance(error, TransientError) and retried else AirflowFailException
+    failure = kind(str(error))
+    for note in getattr(error, "__notes__", ()):
+        failure.add_note(note)
+    return failure
+
+
 def _in_process(context: Any) -> bool:
     return IN_PROCESS in (context["dag_run"].conf or {})
 
@@ -158,7 +165,9 @@ class SnapshotOperator(RetraceOperator):
         conf = dag_run.conf or {}
         mirror = Mirror.open(settings.mirror, settings.origin)
         try:
-            lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes, conf.get(IN_PROCESS))
+            # Which process it is stays out of the conf: that is told to consumers, and it names the machine.
+            process = lease.this_process() if IN_PROCESS in conf else None
+            lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes, process)
         except lease.ModelBusy as busy:
             if IN_PROCESS in conf:
                 raise
@@ -217,6 +226,10 @@ class RegisterOperator(RetraceOperator):
 
 class GateOperator(RetraceOperator):
     """Promotes the new version if it keeps the rules of params.yaml."""
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """The decision as committed: it stands on the run's ref, not in the version that is handed on."""
+        return self.get_openlineage_facets_on_failure(task_instance)
 
     def work(self, settings: Settings, task: Task, context: Any) -> str:
         from retrace.gate import gate

@@ -125,6 +125,12 @@ def run_id_of(event: bytes) -> str:
     return str(json.loads(event)["run"]["runId"])
 
 
+def trace_of(event: bytes) -> str | None:
+    """The stage's own traceback in the event of a failure, where it left one."""
+    trace: str | None = json.loads(event)["run"]["facets"]["errorMessage"].get("stackTrace")
+    return trace
+
+
 def fallback_run_id(*parts: str) -> str:
     """A run id for work that Airflow does not run, the same whenever the same work is named."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join((PRODUCER, *parts))))

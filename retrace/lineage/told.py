@@ -12,21 +12,18 @@ from retrace.runs import INGEST_EVENT, Task
 
 
 def told_of(mirror: Mirror, task: Task, commit: str) -> dict[str, Any] | None:
-    """The event that this very try of a task left at the commit that it handed on, in a tag of it, or on its run's ref.
+    """The event that this very try of a task left at the commit that it handed on, or in a tag of it.
 
     None for a task that did nothing: its stage was unchanged, or an earlier try had done it.
     """
     places = [f"{commit}:{event.path(task.run.model, task.job)}", f"{commit}:{INGEST_EVENT}"]
-    head = mirror.resolve(task.run.ref)
-    if head is not None:
-        places.append(f"{head}:{event.path(task.run.model, task.job)}")
     found = [json.loads(content) for content in mirror.read_many(places) if content is not None]
     found += [told for told in _of_tags(mirror, task.run.model, commit) if told is not None]
     return next((told for told in found if told["run"]["runId"] == task.lineage_run_id), None)
 
 
-def told_of_failure(mirror: Mirror, task: Task) -> dict[str, Any] | None:
-    """The event that this try of a task left on its run's ref when it failed."""
+def told_on_ref(mirror: Mirror, task: Task) -> dict[str, Any] | None:
+    """The event that this try of a task left on its run's ref: a failure, or the gate's decision."""
     head = mirror.fetch_ref(task.run.ref)
     return told_of(mirror, task, head) if head is not None else None
 

@@ -20,6 +20,11 @@ ELSEWHERE = {"make test": "this very suite"}
 EXPECTED = {
     "make demo": ["late_arrival@v2", "air_time@v2", "champion", "$ retrace show late_arrival@v2", "Next:"],
     "retrace show late_arrival@v2": ["environment", "gate", "models/late_arrival.skops"],
+    "retrace lineage late_arrival@v2": ["data/raw/flights", "features/late_arrival", "champion"],
+    "retrace lineage late_arrival@v2 --up --columns": ["aircraft_away_minutes", "tail_number"],
+    "retrace lineage late_arrival@v2 --format mermaid": ["flowchart"],
+    "retrace card late_arrival@v2": ["# late_arrival@v2", "roc_auc", "flowchart"],
+    "git show late_arrival@v2:lineage/late_arrival/train.json": ['"eventType": "COMPLETE"', "late_arrival.train"],
     "retrace checkout late_arrival@v1 ../late_arrival-v1": ["all hashes verified"],
     "dvc metrics show": ["metrics/late_arrival.json"],
     "retrace ingest --until 2013-09-01": ["2013-08", "flights adds"],
@@ -36,10 +41,17 @@ EXPECTED = {
 }
 
 
-def commands() -> list[str]:
-    """The lines that the README tells a reader to type."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def told(page: str) -> list[str]:
+    """The lines that a page tells a reader to type."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def commands() -> list[str]:
+    """The README's, and where it first speaks of lineage those of the page about it."""
+    readme = told("README.md")
+    here = readme.index("retrace card late_arrival@v2")
+    return [*readme[:here], *told("docs/lineage.md"), *readme[here:]]
 
 
 @pytest.fixture(scope="module")
