@@ -48,6 +48,8 @@ class Scene:
     project: Project
     consumer: Consumer
     seen: list[Event] = field(default_factory=list)
+    rejected_job: str | None = None
+    """The consumer answers 500 to this job's events."""
 
     @property
     def environ(self) -> dict[str, str]:
@@ -165,6 +167,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Itera
     with Consumer() as consumer:
         consumer.api_key = KEY
         made = Scene(project, consumer)
+        consumer.refuse(lambda event: event["job"]["name"] == made.rejected_job)
         for end in ("2013-03-01", "2013-04-01"):
             made.good("ingest", "--until", end)
             *_, last = made.good("retrain", "alpha")
@@ -179,6 +182,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Itera
 def recovered(scene: Scene) -> Iterator[None]:
     """A test that fails leaves no outage behind."""
     yield
+    scene.rejected_job = None
     scene.consumer.hang = False
     scene.consumer.up()
 
@@ -244,7 +248,9 @@ def test_every_event_is_one_of_openlineage_and_tells_nothing_of_the_machine(scen
             check(event)
         for text in strings(event):
             assert not any(place in text for place in places), text
-            assert KEY not in text and not host.search(text), text
+            assert KEY not in text, text
+            # Where Airflow says that its own page is: localhost, unless it is configured.
+            assert not host.search(text.replace("http://localhost:8080/", "")), text
 
 
 def test_the_consumers_key_is_in_no_file(scene: Scene) -> None:
@@ -301,8 +307,7 @@ def test_an_outage_of_everything_and_a_sync_that_is_killed_cost_nothing(scene: S
 
 
 def test_a_failed_stage_is_told_with_its_traceback_and_one_rejected_event_keeps_nothing_else_back(scene: Scene) -> None:
-    rejecting = True
-    scene.consumer.refuse(lambda event: rejecting and event["job"]["name"] == "alpha.features")
+    scene.rejected_job = "alpha.features"
     scene.project.edit_params(
         lambda params: (
             params["models"]["alpha"]["features"].update(note="another"),
@@ -324,17 +329,16 @@ def test_a_failed_stage_is_told_with_its_traceback_and_one_rejected_event_keeps_
         assert 'raise RuntimeError("bad luck in the stage")' in message["stackTrace"], "the stage's own, not Airflow's"
         assert str(scene.project.root) not in json.dumps(event)
     aside = scene.project.settings.var / "lineage/rejected"
-    rejected, *others = lineage_lines(failed)
+    rejected, rest = lineage_lines(failed)
     assert re.fullmatch(
         rf"lineage: 1 event rejected and set aside in {aside}, such as alpha\.features \([\w-]+\): the OpenLineage "
         rf"consumer at {scene.consumer.url} rejected the event \(status 500: .*refused for this test.*\)",
         rejected,
     )
-    assert len(others) == 2 and "2 runs read what a rejected event made" in others[0]
-    assert re.fullmatch(rf"lineage: \d events sent to {scene.consumer.url}.*(?<!everything is there)", others[1])
+    assert re.fullmatch(rf"lineage: \d events sent to {scene.consumer.url}.*(?<!everything is there)", rest)
     assert len(list(aside.iterdir())) == 1
 
-    rejecting = False
+    scene.rejected_job = None
     assert scene.sync()[-1].endswith("; everything is there")
     assert list(aside.iterdir()) == []
     scene.asserted()
@@ -361,7 +365,7 @@ def test_one_that_hangs_and_one_that_refuses_fail_no_retrain(scene: Scene) -> No
     done = scene.run("sync", OPENLINEAGE_API_KEY="wrong-0815")
     assert (done.code, done.out, done.err) == (1, "MLflow is up to date\n", f"error: {refusal}\n")
     scene.wait_for_live_events()
-    assert len(scene.consumer.received) == before
+    assert not [event for event in scene.consumer.received[before:] if event["job"]["name"].startswith("beta")]
     log = (scene.project.settings.logs / "lineage.log").read_text()
     assert "timed out" in log and "status 401" in log
     assert "wrong-0815" not in log and KEY not in log
@@ -420,7 +424,7 @@ def test_a_persons_decisions_are_told_and_an_emptied_mlflow_is_written_again(sce
     aliases = [f"{model}: champion -> v{number}" for (model, _), number in before["aliases"].items()]
     *registry, lineage = done.out.splitlines()
     assert sorted(registry) == sorted(written + aliases)
-    assert lineage == f"lineage: 2 events sent to {scene.consumer.url}; everything is there"
+    assert re.fullmatch(rf"lineage: 2 events sent to {scene.consumer.url}(, .*)?; everything is there", lineage)
     assert mlflow_says(project) == before
     for version in versions(project.mirror):
         told = event_of(project.mirror, version.ref)
