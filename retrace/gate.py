@@ -17,6 +17,7 @@ from retrace.config import GateRule, Params, Settings
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
+from retrace.lineage.jobs import documentation
 from retrace.lineage.project import project_at
 from retrace.register import gate_facts, holdout_metrics, registered, snapshot_facts
 from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, raw_files, with_data
@@ -238,7 +239,7 @@ def _keep(
         inputs=[registered(mirror, version)],
         facts=facts,
         parent=task.parent,
-        documentation=f"Judges a new version of {version.model} by the rules of params.yaml.",
+        documentation=documentation(version.model, "gate"),
         code="params.yaml",
         commit=version.commit,
     )

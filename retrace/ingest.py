@@ -19,6 +19,7 @@ from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, message
 from retrace.intervals import Interval, intervals
 from retrace.lineage import event
 from retrace.lineage.hide import hide
+from retrace.lineage.jobs import documentation
 from retrace.lineage.project import places, project_at
 from retrace.manifest import Partition
 from retrace.process import Job, run_job
@@ -221,7 +222,7 @@ class _Step:
             outputs=outputs,
             facts=facts,
             parent=self.call.parent,
-            documentation=f"Brings the raw data of {self.interval.name} from the source into DVC.",
+            documentation=documentation("ingest", "ingest"),
             code="params.yaml",
             commit=self.code,
             query=";\n".join(self.params.ingest.datasets[name].query for name in changed),

@@ -10,6 +10,7 @@ from retrace.config import Settings
 from retrace.errors import RetraceError
 from retrace.git import Mirror
 from retrace.lineage import event
+from retrace.lineage.jobs import documentation
 from retrace.lineage.project import project_at
 from retrace.register import registered
 from retrace.runs import params_at
@@ -67,7 +68,7 @@ def _event_line(
         datetime.now(UTC),
         inputs=[registered(mirror, version)],
         facts={"version": version.name, "alias": CHAMPION, "assignment": name, "because": because},
-        documentation=f"A person's decision: which version of {version.model} is {CHAMPION}.",
+        documentation=documentation(version.model, job),
         commit=version.commit,
     )
     owner = params_at(mirror, version.commit).model(version.model).owner

@@ -14,6 +14,7 @@ from retrace.dvcfiles import RAW
 from retrace.errors import RetraceError
 from retrace.git import Git, Mirror
 from retrace.lineage import event
+from retrace.lineage.jobs import documentation
 from retrace.lineage.project import project_at
 from retrace.runs import THROUGH, Task, chain, params_at
 from retrace.versions import Version
@@ -130,7 +131,7 @@ def _event(
         outputs=[registered],
         facts={"version": name, "run": task.run.run_id, "metrics": dict(metrics)},
         parent=task.parent,
-        documentation=f"Tags the end of a retrain as the next version of {model}.",
+        documentation=documentation(model, task.job),
         code="params.yaml",
         commit=commit,
     )

@@ -29,6 +29,7 @@ from retrace.dvcfiles import (
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, escape_ref_part, message, trailer
 from retrace.lineage import event
+from retrace.lineage.jobs import documentation
 from retrace.lineage.project import project_at
 from retrace.versions import newest_versions, versions
 
@@ -266,7 +267,7 @@ def snapshot(settings: Settings, task: Task, *, as_of: datetime | None = None, b
         outputs=[_snapshot_dataset(mirror, run.model, facts, datasets)],
         facts=facts,
         parent=task.parent,
-        documentation=f"Code and data of a retrain of {run.model} meet in a commit.",
+        documentation=documentation(run.model, SNAPSHOT),
         code="params.yaml",
         commit=code,
     )

@@ -20,6 +20,7 @@ from retrace.lineage import event
 from retrace.lineage.event import Output, Read
 from retrace.lineage.facets import as_json
 from retrace.lineage.hide import hide
+from retrace.lineage.jobs import stage_documentation
 from retrace.lineage.project import places, project_at
 from retrace.process import StageFailed, traceback_of
 from retrace.runs import log_path, params_at
@@ -97,7 +98,7 @@ def _run(call: StageCall, template: StageTemplate, started: float, ended: float)
         "started": datetime.fromtimestamp(started, UTC),
         "ended": datetime.fromtimestamp(ended, UTC),
         "parent": call.task.parent,
-        "documentation": f"DVC stage {call.address}: {template.command.replace('${key}', call.model)}",
+        "documentation": stage_documentation(call.address, template.command.replace("${key}", call.model)),
         "code": program if program in template.dependencies else "dvc.yaml",
         "commit": call.commit,
     }

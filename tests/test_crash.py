@@ -245,7 +245,7 @@ def result(project: Project, run: Run) -> dict[str, Any]:
     version = next(version for version in versions.versions(mirror, run.model) if version.run_id == run.run_id)
     return {
         "stages": [(link.stage, link.state) for link in chain(mirror, head)],
-        "version": (version.name, version.metrics, mirror.message(version.ref)),
+        "version": (version.name, version.metrics, *told_by_tag(mirror, version.ref)),
         "versions": [known.name for known in versions.versions(mirror)],
         "assignments": [(given.name, given.because) for given in versions.assignments(mirror)],
         "files": made_files(mirror, version.commit),
@@ -255,6 +255,12 @@ def result(project: Project, run: Run) -> dict[str, Any]:
         "gate": timeless(register.gate_facts(mirror, version, head) or {}),
         "refs": sorted(project.refs()),
     }
+
+
+def told_by_tag(mirror: Mirror, ref: str) -> tuple[str, dict[str, Any]]:
+    """A tag's message without its event, and the facts of that."""
+    text, _, rest = mirror.message(ref).partition(f"{event.EVENT}: ")
+    return text, timeless(event.facts_of(rest.encode()))
 
 
 def made_files(repository: Git, commit: str) -> dict[str, str]:

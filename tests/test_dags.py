@@ -16,6 +16,7 @@ import yaml
 from projects import ROOT, STAGES, TOY
 
 from retrace.airflow.embedded import environment, keys
+from retrace.lineage.jobs import documentation
 
 RETRAIN = ["snapshot", *STAGES, "register", "gate", "publish", "cleanup"]
 
@@ -45,6 +46,8 @@ def task(item):
     return {
         "upstream": sorted(item.upstream_task_ids),
         "pool": item.pool,
+        "owner": item.owner,
+        "doc": item.doc,
         "retries": item.retries,
         "delay": item.retry_delay.total_seconds(),
         "backoff": item.retry_exponential_backoff,
@@ -207,3 +210,13 @@ def test_a_broken_params_yaml_is_one_clear_line_among_airflows_import_errors(
     for error in errors.values():
         line = error.strip().splitlines()[-1]
         assert line.startswith(f"retrace.config.ConfigError: {project / 'params.yaml'}: ") and part in line
+
+
+def test_a_task_says_what_its_event_says(real: Mapping[str, Any]) -> None:
+    """What Airflow tells live of owner and purpose would hide what the committed event tells."""
+    tasks = real["dags"]["late_arrival"]["tasks"]
+    assert {facts["owner"] for facts in tasks.values()} == {"team:arrivals"}
+    assert real["dags"]["ingest"]["tasks"]["ingest"]["owner"] == "team:operations"
+    train = "DVC stage train@late_arrival: python -m pipeline.train late_arrival"
+    assert tasks["train"]["doc"] == train
+    assert tasks["register"]["doc"] == documentation("late_arrival", "register")

@@ -34,6 +34,7 @@ from retrace.airflow.operators import (
 )
 from retrace.config import ModelSettings, Params, ScheduleSettings, parse_params
 from retrace.dvcfiles import StageTemplate, check_parameters, stages
+from retrace.lineage.jobs import documentation, stage_documentation
 
 STAGE_POOL = "retrace_stages"
 # What operators raise for a transient error, and what may befall a task's talk with Airflow. Anything else is wrong
@@ -95,9 +96,13 @@ def retrain_dag(
         default_args=_RETRY,
         doc_md=f"Retrains `{name}`: every version it makes is a git tag `{name}@vN`.",
     )
-    common: dict[str, Any] = {"project": _root(project), "model": name, "dag": dag}
+    common: dict[str, Any] = {"project": _root(project), "model": name, "dag": dag, **_owner(model.owner)}
+
+    def own(job: str) -> dict[str, Any]:
+        return {"task_id": job, "doc": documentation(name, job), **common}
+
     timeout = timedelta(minutes=model.timeout_minutes)
-    tasks: list[RetraceOperator] = [SnapshotOperator(task_id="snapshot", execution_timeout=_ENGINE_TIMEOUT, **common)]
+    tasks: list[RetraceOperator] = [SnapshotOperator(execution_timeout=_ENGINE_TIMEOUT, **own("snapshot"))]
     for template in templates:
         tasks.append(
             StageOperator(
@@ -107,25 +112,27 @@ def retrain_dag(
                 timeout=timeout.total_seconds(),
                 execution_timeout=timeout + _MARGIN,
                 pool=STAGE_POOL,
+                doc=stage_documentation(template.address(name), template.command.replace("${key}", name)),
                 **common,
             )
         )
+    tasks.append(RegisterOperator(after=tasks[-1].task_id, execution_timeout=_ENGINE_TIMEOUT, **own("register")))
     tasks.append(
-        RegisterOperator(task_id="register", after=tasks[-1].task_id, execution_timeout=_ENGINE_TIMEOUT, **common)
+        GateOperator(after="register", execution_timeout=2 * timeout + _MARGIN, pool=STAGE_POOL, **own("gate"))
     )
-    tasks.append(
-        GateOperator(
-            task_id="gate", after="register", execution_timeout=2 * timeout + _MARGIN, pool=STAGE_POOL, **common
-        )
-    )
-    tasks.append(PublishOperator(task_id="publish", after="register", execution_timeout=_ENGINE_TIMEOUT, **common))
+    tasks.append(PublishOperator(after="register", execution_timeout=_ENGINE_TIMEOUT, **own("publish")))
     for earlier, later in zip(tasks, tasks[1:], strict=False):
         earlier.set_downstream(later)
     # Airflow judges a run by its last tasks. `publish` stays one beside the teardown, so that neither hides the other's
     # failure; and the model's lease is given up without waiting for MLflow.
-    cleanup = CleanupOperator(task_id="cleanup", **common).as_teardown(on_failure_fail_dagrun=True)
+    cleanup = CleanupOperator(**own("cleanup")).as_teardown(on_failure_fail_dagrun=True)
     tasks[-2].set_downstream(cleanup)
     return dag
+
+
+def _owner(name: str | None) -> dict[str, str]:
+    """Whom lineage names; without one it is Airflow's default."""
+    return {"owner": name} if name is not None else {}
 
 
 def ingest_dag(project: Path) -> DAG:
@@ -147,6 +154,8 @@ def ingest_dag(project: Path) -> DAG:
         project=_root(project),
         model="ingest",
         outlets=[DATA_ASSET],
+        doc=documentation("ingest", "ingest"),
+        **_owner(params.ingest.owner),
         execution_timeout=timedelta(hours=6),
         dag=dag,
     )

@@ -247,7 +247,7 @@ def test_mlflow_shows_the_whole_record_of_the_version(production: Production, cl
         f"{path}.sha256" for path in raw
     }
     assert all(len(found.tags[name]) == 64 for name in hashes)
-    assert found.tags.keys() == wanted.keys() | hashes
+    assert found.tags.keys() == wanted.keys() | hashes | {"lineage.run_id"}
     run = client.get_run(found.run_id)
     assert found.tags.items() <= run.data.tags.items()
     assert {data.dataset.name: data.dataset.digest for data in run.inputs.dataset_inputs} == raw
@@ -284,6 +284,12 @@ def test_a_second_machine_has_the_same_files_and_finds_nothing_to_do(production:
     assert list((production.machine("two") / "var/logs" / MODEL).rglob("train.log")) != []
     assert production.origin.out("tag", "--list").splitlines() == [f"{MODEL}#champion#1", f"{MODEL}@v1"]
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+
+
+def test_an_event_names_the_bucket_that_its_files_are_in(production: Production) -> None:
+    told = json.loads(text_of(production, version(production), f"lineage/{MODEL}/train.json"))
+    storage = {output["facets"]["dataSource"]["uri"] for output in told["outputs"]}
+    assert storage == {f"s3://retrace/{PREFIX}"}
 
 
 def test_no_secret_is_left_anywhere(production: Production, postgres: PostgresServer, s3: S3Server) -> None:

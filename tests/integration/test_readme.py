@@ -23,7 +23,7 @@ EXPECTED = {
     "retrace lineage late_arrival@v2": ["data/raw/flights", "features/late_arrival", "champion"],
     "retrace lineage late_arrival@v2 --up --columns": ["aircraft_away_minutes", "tail_number"],
     "retrace lineage late_arrival@v2 --format mermaid": ["flowchart"],
-    "retrace card late_arrival@v2": ["# late_arrival@v2", "roc_auc", "flowchart"],
+    "retrace card late_arrival@v2": ["# late\\_arrival@v2", "roc_auc", "flowchart"],
     "git show late_arrival@v2:lineage/late_arrival/train.json": ['"eventType": "COMPLETE"', "late_arrival.train"],
     "retrace checkout late_arrival@v1 ../late_arrival-v1": ["all hashes verified"],
     "dvc metrics show": ["metrics/late_arrival.json"],
