@@ -7,15 +7,16 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from importlib import import_module
+from pathlib import Path, PurePath
 from typing import Any
 
 from retrace import yaml12
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.store import Store
-from retrace.hashing import hash_file
+from retrace.hashing import FileHash, hash_file
 from retrace.statistics import StatisticsFailed, kept
 
 
@@ -128,6 +129,15 @@ class StageRun:
         hashes = self.store.verify(files, self.request["sha256"])
         before = _snapshot()
         self.reporter.phase("run")
+        with ThreadPoolExecutor(1) as beside:
+            return self.make(wanted, hashes, before, beside)
+
+    def make(
+        self, wanted: dict[str, str], hashes: dict[str, FileHash], before: dict[str, tuple[int, ...]], beside: Executor
+    ) -> dict[str, Any]:
+        """Run the program, check what it did, push what it made; the result. `beside` works while others do."""
+        if any(map(_may_be_table, self.outputs)):
+            beside.submit(import_module, "duckdb")  # a fifth of a second, while this process waits for the program
         started = time.time()
         self.execute()
         if self.store.discard_rotten(self.store.objects(self.made())):
@@ -144,10 +154,9 @@ class StageRun:
             )  # a second try must not take it from there unchecked
             raise
         self.reporter.phase("push")
-        with ThreadPoolExecutor(1) as beside:
-            described = beside.submit(self.statistics, record["lock"])
-            self.store.push(self.request["address"], self.made())
-            statistics = described.result()
+        described = beside.submit(self.statistics, record["lock"])
+        self.store.push(self.request["address"], self.made())
+        statistics = described.result()
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
         code = {name for dep in self.dependencies for name in _files(dep.def_path)} - hashes.keys()
         inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code)]
@@ -217,6 +226,8 @@ class StageRun:
         """Output path -> what is in its columns, for outputs that are tables. No stage fails for want of them."""
         store, found = Path(self.request["statistics"]), {}
         for out in entry["outs"]:
+            if not _may_be_table(out["path"]):
+                continue
             try:
                 columns = kept(store, out["md5"], Path.cwd(), out["path"])
             except StatisticsFailed as failure:
@@ -225,6 +236,11 @@ class StageRun:
             if columns is not None:
                 found[out["path"]] = columns.as_dict()
         return found
+
+
+def _may_be_table(path: str) -> bool:
+    """A Parquet file, or a folder, which may hold some: told by the name, since looking costs slow imports."""
+    return PurePath(path).suffix in ("", ".parquet")
 
 
 def _files(path: str) -> list[str]:
