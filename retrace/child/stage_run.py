@@ -137,7 +137,8 @@ class StageRun:
     ) -> dict[str, Any]:
         """Run the program, check what it did, push what it made; the result. `beside` works while others do."""
         if any(map(_may_be_table, self.outputs)):
-            beside.submit(import_module, "duckdb")  # a fifth of a second, while this process waits for the program
+            for name in ("duckdb", "pyarrow.parquet"):  # a fifth of a second, while this process waits for the program
+                beside.submit(import_module, name)
         started = time.time()
         self.execute()
         if self.store.discard_rotten(self.store.objects(self.made())):
