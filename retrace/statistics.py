@@ -170,21 +170,23 @@ def _describe(files: Sequence[Path]) -> Statistics:
     footers = _read_footers(files)
     names = [_pattern(file) for file in files]
     columns = []
-    with _database(files) as database:
-        for position, column in enumerate(footers.schema):
-            exact = footers.rows <= EXACT_ROWS and footers.widths[column.name] <= EXACT_BYTES
+    exactly = [footers.rows <= EXACT_ROWS and footers.widths[name] <= EXACT_BYTES for name in footers.schema.names]
+    # An approximate quantile depends on the order in which rows come; what is exact does not.
+    threads = os.cpu_count() or 1 if all(exactly) else 1
+    with _database(files, threads) as database:
+        for position, (column, exact) in enumerate(zip(footers.schema, exactly, strict=True)):
             query = _query(position, len(footers.schema), column.type, exact)
             columns.append(_column(column, footers.rows, database.execute(query, [names]).fetchone() or ()))
     return Statistics(footers.rows, len(files), sum(file.stat().st_size for file in files), tuple(columns))
 
 
 @contextlib.contextmanager
-def _database(files: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(files: Sequence[Path], threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database in memory that may read these files; what it may do cannot be changed any more."""
     import duckdb
 
     limits: dict[str, str | bool | int | float | list[str]] = {
-        "threads": 1,  # rows come in one order, whatever the machine: approximate quantiles depend on it
+        "threads": threads,
         "memory_limit": _MEMORY,
         "temp_directory": "",
         "autoinstall_known_extensions": False,
