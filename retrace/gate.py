@@ -18,9 +18,8 @@ from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
 from retrace.lineage.jobs import documentation
-from retrace.lineage.project import project_at
 from retrace.register import gate_facts, holdout_metrics, registered, snapshot_facts
-from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, raw_files, with_data
+from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, project_of, raw_files, with_data
 from retrace.stage import StageCall, run_stage
 from retrace.versions import CHAMPION, Version
 
@@ -243,8 +242,7 @@ def _keep(
         code="params.yaml",
         commit=version.commit,
     )
-    owner = params_at(mirror, version.commit).model(version.model).owner
-    content = as_json(told, project_at(settings, mirror, version.commit, owner))
+    content = as_json(told, project_of(settings, mirror, version.commit, version.model))
     text = message(
         f"gate@{version.model}: {version.name} {'passes' if decision.passed else 'does not pass'}: {decision.reason}",
         {

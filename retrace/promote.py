@@ -11,9 +11,8 @@ from retrace.errors import RetraceError
 from retrace.git import Mirror
 from retrace.lineage import event
 from retrace.lineage.jobs import documentation
-from retrace.lineage.project import project_at
 from retrace.register import registered
-from retrace.runs import params_at
+from retrace.runs import project_of
 from retrace.versions import CHAMPION, Version
 
 
@@ -71,8 +70,7 @@ def _event_line(
         documentation=documentation(version.model, job),
         commit=version.commit,
     )
-    owner = params_at(mirror, version.commit).model(version.model).owner
-    return as_line(told, project_at(settings, mirror, version.commit, owner))
+    return as_line(told, project_of(settings, mirror, version.commit, version.model))
 
 
 def _publish(settings: Settings, model: str) -> Iterator[str]:

@@ -145,6 +145,11 @@ def params_at(git: Git, commit: str) -> Params:
     return params
 
 
+def project_of(settings: Settings, git: Git, commit: str, model: str) -> event.Project:
+    """The project as the events of a model name it at a commit. Raises what `params_at` does, `UnknownModel`."""
+    return project_at(settings, git, commit, params_at(git, commit).model(model).owner)
+
+
 @dataclass(frozen=True)
 class DataCommit:
     """A commit on the branch `data`: what was known up to `through` (exclusive end of its newest interval)."""

@@ -21,9 +21,9 @@ from retrace.lineage.event import Output, Read
 from retrace.lineage.facets import as_json
 from retrace.lineage.hide import hide
 from retrace.lineage.jobs import stage_documentation
-from retrace.lineage.project import places, project_at
+from retrace.lineage.project import places
 from retrace.process import StageFailed, traceback_of
-from retrace.runs import log_path, params_at
+from retrace.runs import log_path, project_of
 from retrace.statistics import Statistics
 from retrace.workspace import Workspace
 
@@ -54,7 +54,7 @@ def completed(
         },
         **_run(call, template, result["started"], result["ended"]),
     )
-    return as_json(told, _project(settings, git, call))
+    return as_json(told, project_of(settings, git, call.commit, call.model))
 
 
 def failed(
@@ -79,11 +79,7 @@ def failed(
         trace=hide(trace, hidden) if trace else None,
         **_run(call, template, started.timestamp(), datetime.now(UTC).timestamp()),
     )
-    return as_json(told, _project(settings, git, call))
-
-
-def _project(settings: Settings, git: Git, call: StageCall) -> event.Project:
-    return project_at(settings, git, call.commit, params_at(git, call.commit).model(call.model).owner)
+    return as_json(told, project_of(settings, git, call.commit, call.model))
 
 
 def _facts(call: StageCall) -> dict[str, Any]:

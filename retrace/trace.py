@@ -27,7 +27,6 @@ from retrace.runs import INGEST_EVENT
 from retrace.versions import Assignment, Version
 
 Dataset = tuple[str, str]  # name and version
-_NUMBER = re.compile(r"v([1-9][0-9]*)")
 _RAW = re.compile(rf"{RAW}/[A-Za-z0-9_]+")
 
 

@@ -138,43 +138,42 @@ def _owner(name: str | None) -> dict[str, str]:
 def ingest_dag(project: Path) -> DAG:
     """The DAG that brings the branch `data` up to its run's date and updates the asset that retrains wait for."""
     params, _ = read_project(project)
-    schedule = params.ingest.schedule
-    dag = DAG(
-        dag_id="ingest",
-        schedule=CronTriggerTimetable(schedule, timezone="UTC") if schedule else None,
-        start_date=params.ingest.start,
-        catchup=False,
-        max_active_runs=1,
-        tags=["retrace"],
-        default_args=_RETRY,
-        doc_md="Fetches new partitions of the raw data and commits them on the branch `data`.",
-    )
-    IngestOperator(
-        task_id="ingest",
-        project=_root(project),
-        model="ingest",
-        outlets=[DATA_ASSET],
-        doc=documentation("ingest", "ingest"),
-        **_owner(params.ingest.owner),
-        execution_timeout=timedelta(hours=6),
-        dag=dag,
-    )
+    about = "Fetches new partitions of the raw data and commits them on the branch `data`."
+    dag = _own_dag("ingest", params, params.ingest.schedule, about)
+    IngestOperator(outlets=[DATA_ASSET], **_only_task(project, dag), **_owner(params.ingest.owner))
     return dag
 
 
 def sync_dag(project: Path) -> DAG:
     """The DAG that brings MLflow and the lineage consumer up to git, so that nobody has to think of it."""
     params, _ = read_project(project)
-    schedule = params.sync.schedule
-    dag = DAG(
-        dag_id="sync",
+    about = "Brings MLflow and the lineage consumer up to what git says: what an outage left out, put in."
+    dag = _own_dag("sync", params, params.sync.schedule, about)
+    SyncOperator(**_only_task(project, dag))
+    return dag
+
+
+def _own_dag(name: str, params: Params, schedule: str | None, about: str) -> DAG:
+    return DAG(
+        dag_id=name,
         schedule=CronTriggerTimetable(schedule, timezone="UTC") if schedule else None,
         start_date=params.ingest.start,
         catchup=False,
         max_active_runs=1,
         tags=["retrace"],
         default_args=_RETRY,
-        doc_md="Brings MLflow and the lineage consumer up to what git says: what an outage left out, put in.",
+        doc_md=about,
     )
-    SyncOperator(task_id="sync", project=_root(project), model="sync", execution_timeout=timedelta(hours=6), dag=dag)
-    return dag
+
+
+def _only_task(project: Path, dag: DAG) -> dict[str, Any]:
+    """The arguments of the one task of a DAG, which has its name."""
+    name = dag.dag_id
+    return {
+        "task_id": name,
+        "model": name,
+        "project": _root(project),
+        "doc": documentation(name, name),
+        "execution_timeout": timedelta(hours=6),
+        "dag": dag,
+    }

@@ -7,16 +7,15 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
 
 from retrace import yaml12
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.store import Store
-from retrace.hashing import FileHash, hash_file
+from retrace.hashing import hash_file
 from retrace.statistics import StatisticsFailed, kept
 
 
@@ -129,16 +128,6 @@ class StageRun:
         hashes = self.store.verify(files, self.request["sha256"])
         before = _snapshot()
         self.reporter.phase("run")
-        with ThreadPoolExecutor(1) as beside:
-            return self.make(wanted, hashes, before, beside)
-
-    def make(
-        self, wanted: dict[str, str], hashes: dict[str, FileHash], before: dict[str, tuple[int, ...]], beside: Executor
-    ) -> dict[str, Any]:
-        """Run the program, check what it did, push what it made; the result. `beside` works while others do."""
-        if any(map(_may_be_table, self.outputs)):
-            for name in ("duckdb", "pyarrow.parquet"):  # a fifth of a second, while this process waits for the program
-                beside.submit(import_module, name)
         started = time.time()
         self.execute()
         if self.store.discard_rotten(self.store.objects(self.made())):
@@ -155,9 +144,10 @@ class StageRun:
             )  # a second try must not take it from there unchecked
             raise
         self.reporter.phase("push")
-        described = beside.submit(self.statistics, record["lock"])
-        self.store.push(self.request["address"], self.made())
-        statistics = described.result()
+        with ThreadPoolExecutor(1) as beside:
+            described = beside.submit(self.statistics, record["lock"])
+            self.store.push(self.request["address"], self.made())
+            statistics = described.result()
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
         code = {name for dep in self.dependencies for name in _files(dep.def_path)} - hashes.keys()
         inputs += [{"path": name, **hash_file(Path(name)).as_dict()} for name in sorted(code)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
@@ -316,8 +315,3 @@ def _again(kind: type[T], content: Mapping[str, Any]) -> T:
     properties = {name: value for name, value in content.items() if not name.startswith("_")}
     told: T = _facet(attr.define(Told)).with_additional_properties(**properties)
     return told
-
-
-def for_owner(project: Project, owner: str | None) -> Project:
-    """The project as seen by the events of what somebody owns."""
-    return replace(project, owner=owner)

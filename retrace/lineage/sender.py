@@ -20,7 +20,7 @@ from typing import Any
 
 from retrace.errors import RetraceError
 from retrace.lineage.consumer import Consumer, ConsumerRefuses, ConsumerSettings, ConsumerUnavailable, EventRejected
-from retrace.lineage.folder import SpoolFolder, age
+from retrace.lineage.folder import SpoolFolder, age, taken
 
 _ANSWER_SECONDS = 5.0
 _IDLE_SECONDS = 2.0
@@ -44,9 +44,7 @@ class Sender:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             if not (self._spool.holds(self._lock) and self._spool.waiting()):
                 return
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not taken(self._lock):
                 return  # another sender has been started meanwhile
 
     def _until_silence(self) -> None:
