@@ -28,7 +28,8 @@ Because = Annotated[str, typer.Option("--because", help="the reason, kept in the
 AsJson = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
 
 
-def _settings() -> Settings:
+def settings_here() -> Settings:
+    """The settings of the project that the command is called in."""
     return Settings.load(find_root(Path.cwd()))
 
 
@@ -42,7 +43,7 @@ def _date(value: str | None, option: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _end(work: Callable[[], int]) -> NoReturn:
+def end(work: Callable[[], int]) -> NoReturn:
     """Run to the end and leave with its exit code. Typer would take every signal for Ctrl-C and say nothing."""
     try:
         code = work()
@@ -60,8 +61,8 @@ def ingest(
     """Fetch new partitions of the raw data and commit them on the branch data."""
     from retrace.console import run_ingest
 
-    start, end = _date(since, "--since"), _date(until, "--until")
-    _end(lambda: run_ingest(_settings(), end, start))
+    first, last = _date(since, "--since"), _date(until, "--until")
+    end(lambda: run_ingest(settings_here(), last, first))
 
 
 @app.command()
@@ -73,7 +74,7 @@ def retrain(
     from retrace.console import run_retrain
 
     moment = _date(as_of, "--as-of")
-    _end(lambda: run_retrain(_settings(), model, moment))
+    end(lambda: run_retrain(settings_here(), model, moment))
 
 
 @app.command()
@@ -81,16 +82,27 @@ def log(model: Annotated[str | None, typer.Argument()] = None, as_json: AsJson =
     """List versions: when, data through, metrics, alias."""
     from retrace.show import log_lines
 
-    for line in log_lines(_settings(), model, as_json):
+    for line in log_lines(settings_here(), model, as_json):
         print(line)
 
 
 @app.command()
-def show(version: VersionName, as_json: AsJson = False) -> None:
+def show(
+    version: VersionName,
+    as_json: AsJson = False,
+    form: Annotated[
+        Literal["text", "json", "slsa"], typer.Option("--format", help="slsa: an in-toto statement")
+    ] = "text",
+) -> None:
     """The whole record of a version, from git alone."""
+    if form == "slsa":
+        from retrace.attest import statement_of
+
+        print(statement_of(settings_here(), version))
+        return
     from retrace.show import show_lines
 
-    for line in show_lines(_settings(), version, as_json):
+    for line in show_lines(settings_here(), version, as_json or form == "json"):
         print(line)
 
 
@@ -106,7 +118,7 @@ def lineage(
     from retrace.trace_text import lineage_lines
 
     wanted = {"up": up or columns or not down, "down": down or not up}
-    for line in lineage_lines(_settings(), version, **wanted, columns=columns, form=form):
+    for line in lineage_lines(settings_here(), version, **wanted, columns=columns, form=form):
         print(line)
 
 
@@ -115,7 +127,7 @@ def card(version: VersionName) -> None:
     """The model card of a version in Markdown, from git alone."""
     from retrace.card import card_of
 
-    print(card_of(_settings(), version), end="")
+    print(card_of(settings_here(), version), end="")
 
 
 @app.command()
@@ -128,7 +140,7 @@ def checkout(
     """Check a version out, with its data, features and model, into a new directory."""
     from retrace.checkout import checkout_version
 
-    print(checkout_version(_settings(), version, directory))
+    print(checkout_version(settings_here(), version, directory))
 
 
 @app.command()
@@ -136,7 +148,7 @@ def promote(version: VersionName, because: Because) -> None:
     """Make a version the champion."""
     from retrace.promote import promote_version
 
-    for line in promote_version(_settings(), version, because):
+    for line in promote_version(settings_here(), version, because):
         print(line)
 
 
@@ -145,7 +157,7 @@ def rollback(model: str, because: Because) -> None:
     """Give the alias champion back to the version that held it before."""
     from retrace.promote import roll_back
 
-    for line in roll_back(_settings(), model, because):
+    for line in roll_back(settings_here(), model, because):
         print(line)
 
 
@@ -158,7 +170,7 @@ def sync(
     from retrace.sync import sync as brought_up
 
     with overwritten(sys.stderr) as follow:
-        for line in brought_up(_settings(), model, follow):
+        for line in brought_up(settings_here(), model, follow):
             follow("")
             print(line, flush=True)
 
@@ -168,7 +180,7 @@ def data_pull() -> None:
     """Bring the newest raw data into this checkout, so that `dvc repro` works here."""
     from retrace.pull import pull_data
 
-    for path in pull_data(_settings()):
+    for path in pull_data(settings_here()):
         print(f"{path} is here")
 
 
@@ -177,7 +189,7 @@ def environment() -> None:
     """Make the stages' environment of this checkout if need be, and print the folder of its commands."""
     from retrace.environment import EnvironmentLock, ensure
 
-    settings = _settings()
+    settings = settings_here()
     print(ensure(EnvironmentLock.of_folder(settings.root), settings.environments) / "bin")
 
 
@@ -186,7 +198,7 @@ def demo() -> None:
     """Play the demo of params.yaml: fill the source, ingest, retrain, and again."""
     from retrace.console import run_demo
 
-    _end(lambda: run_demo(_settings()))
+    end(lambda: run_demo(settings_here()))
 
 
 @app.command("demo-reset", hidden=True)
@@ -195,7 +207,7 @@ def demo_reset(yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = 
     from retrace.console import run_reset
 
     ask = _answer if sys.stdin.isatty() and not yes else None
-    _end(lambda: run_reset(_settings(), ask))
+    end(lambda: run_reset(settings_here(), ask))
 
 
 def _answer(question: str) -> str:
@@ -211,7 +223,7 @@ def up() -> None:
     """Start Airflow (scheduler and UI) and the MLflow UI; Ctrl-C or `retrace down` ends all of it."""
     from retrace.console import run_up
 
-    _end(lambda: run_up(_settings()))
+    end(lambda: run_up(settings_here()))
 
 
 @app.command()
@@ -219,11 +231,13 @@ def down() -> None:
     """End what `retrace up` started, from another terminal."""
     from retrace.console import run_down
 
-    raise typer.Exit(run_down(_settings()))
+    raise typer.Exit(run_down(settings_here()))
 
 
 def main() -> None:
     """Run the command; a failure is one line on standard error and an exit code that is not 0."""
+    import retrace.cli_past  # noqa: F401 - adds its commands
+
     try:
         app()
     except RetraceError as error:

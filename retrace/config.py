@@ -174,12 +174,39 @@ class SyncSettings(_Strict):
         return check_cron(value) if value is not None else None
 
 
+class AuditSettings(_Strict):
+    """When the champions, and the versions that went longest without a verdict, are rebuilt: cron, or never."""
+
+    schedule: str | None = "0 3 * * 0"
+    timeout_minutes: float = Field(default=360.0, gt=0)
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        return check_cron(value) if value is not None else None
+
+
+class DoctorSettings(_Strict):
+    """When the doctor looks, and after how many days `--fix` removes the refs of runs that made no version."""
+
+    schedule: str | None = "0 6 * * *"
+    keep_runs_days: float = Field(default=90.0, ge=0)
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        return check_cron(value) if value is not None else None
+
+
 class Params(_Strict):
-    """params.yaml as a whole."""
+    """params.yaml as a whole. With `require_signature`, gate, promote and serving refuse what does not verify."""
 
     ingest: IngestSettings
     models: dict[str, ModelSettings] = Field(min_length=1)
     sync: SyncSettings = SyncSettings()
+    audit: AuditSettings = AuditSettings()
+    doctor: DoctorSettings = DoctorSettings()
+    require_signature: bool = False
     demo: DemoSettings | None = None
 
     @model_validator(mode="after")
@@ -244,6 +271,8 @@ class Settings(_Strict):
     `root` is the project's checkout; `origin` the git repository that is the one record (default: `root` itself);
     `code_ref` what of it is trained (default: its HEAD); `var` all state that may be lost (cache, environments, ...).
     `namespace` is that of lineage's jobs and datasets, by default Airflow's; `marquez` where people look at lineage.
+    `signing_key` signs tags (a private SSH key, or its public half where an agent holds it); `allowed_signers` and
+    `revoked_signers` say whose signatures count, as `ssh-keygen` reads them; `require_signature` adds to params.yaml's.
     """
 
     root: Path
@@ -260,6 +289,10 @@ class Settings(_Strict):
     airflow_port: int = Field(default=8080, ge=1, le=65535)
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     stage_slots: int = Field(default=2, ge=1)
+    signing_key: Path | None = None
+    allowed_signers: Path | None = None
+    revoked_signers: Path | None = None
+    require_signature: bool = False
 
     @field_validator("code_ref")
     @classmethod

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from retrace.airflow.inprocess import TaskEvent
 
 
+_OWN_REFS = tuple(f"refs/{name}/" for name in ("runs", "scores", "locks", "verdicts", "forgotten"))
 _SENDER_SECONDS = 45.0  # a sender drops what has waited for 30 s
 
 
@@ -373,11 +374,7 @@ def _reset(settings: Settings) -> Iterator[str]:
     names = git.out("for-each-ref", "--format=%(refname)").splitlines()
     tagged = {version.ref for version in versions.versions(git)}
     tagged |= {f"refs/tags/{assignment.name}" for assignment in versions.assignments(git)}
-    own = [
-        name
-        for name in names
-        if name in tagged or name == "refs/heads/data" or name.startswith(("refs/runs/", "refs/scores/", "refs/locks/"))
-    ]
+    own = [name for name in names if name in tagged or name == "refs/heads/data" or name.startswith(_OWN_REFS)]
     if own:
         git.out("update-ref", "--stdin", stdin="".join(f"delete {name}\n" for name in own).encode())
     yield f"removed {len(own)} refs (versions, assignments, runs, the branch data)"

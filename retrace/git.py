@@ -298,8 +298,10 @@ class Mirror(Git):
         raise self._unavailable("fetch from", done)
 
     def fetch_record(self) -> None:
-        """Fetch all branches and tags, the record of versions; run refs are fetched one by one when needed."""
-        self.fetch("+refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*", "--prune")
+        """Fetch the record of versions: all branches and tags, verdicts, and what was forgotten. The refs of runs are
+        fetched one by one when needed."""
+        named = ("heads", "verdicts", "forgotten")
+        self.fetch(*(f"+refs/{name}/*:refs/{name}/*" for name in named), "refs/tags/*:refs/tags/*", "--prune")
 
     def fetch_ref(self, ref: str) -> str | None:
         """Fetch one ref; its commit id, or None when the origin does not have it."""

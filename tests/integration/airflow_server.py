@@ -22,6 +22,7 @@ from urllib.parse import quote
 from retrace.airflow.database import migrate
 from retrace.airflow.embedded import airflow_home, embedded_database, environment, keys, sqlite_url
 
+_DATABASE_LOCKED = 503  # SQLite has one writer; Airflow asks for another try
 FINISHED = frozenset({"success", "failed"})
 # Airflow's defaults spare a busy machine; a test wants to be told soon.
 _QUICK = {
@@ -205,7 +206,15 @@ class AirflowServer:
             "run_backwards": False,
             "dag_run_conf": {},
         }
-        self._request("POST", "/api/v2/backfills", body)
+        while True:
+            try:
+                self._request("POST", "/api/v2/backfills", body)
+            except urllib.error.HTTPError as error:
+                if error.code != _DATABASE_LOCKED:
+                    raise
+                time.sleep(0.3)
+            else:
+                return
 
     def runs(self, dag_id: str) -> list[Run]:
         """The DAG's runs, oldest first."""
