@@ -17,8 +17,10 @@ from projects import Project, git
 from retrace import versions
 from retrace.checkout import DirectoryTaken, checkout_version
 from retrace.config import Settings
+from retrace.dvcfiles import object_path
 from retrace.errors import RetraceError
 from retrace.hashing import hash_file
+from retrace.links import cloned
 from retrace.manifest import parse_manifest
 from retrace.process import Job, ObjectCorrupt, ObjectLost, run_job
 from retrace.pull import OwnData, pull_data
@@ -151,13 +153,26 @@ def test_dvc_s_own_state_is_below_var_and_gone_at_the_end(
 
     monkeypatch.setattr("retrace.checkout.run_job", watched)
     monkeypatch.setattr("retrace.pull.run_job", watched)
+    shutil.rmtree(trained.settings.cache)  # from a warm one no DVC is needed
     before = inside(trained.settings.var)
     checkout_version(trained.settings, "alpha@v1", None)
     pull_data(trained.settings)
     assert [around for around, _ in seen] == [["alpha@v1", "project"]] * 2
     assert all(state for _, state in seen), "DVC used it"
     assert inside(tmp_path) == ["alpha@v1", "project"]
-    assert inside(trained.settings.var) == before
+    assert inside(trained.settings.var) == sorted({*before, "cache"})
+
+
+@pytest.mark.parametrize(("user", "shared"), [(1000, True), (0, False)], ids=["a person", "root"])
+def test_a_warm_checkout_shares_files_with_the_cache_but_for_root_who_could_write_through_a_link(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, shared: bool
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    checkout_version(trained.settings, "alpha@v1", tmp_path / "there")
+    model = tmp_path / "there/models/alpha.skops"
+    cached = object_path(trained.settings.cache, hash_file(model).md5)
+    assert cached.read_bytes() == model.read_bytes()
+    assert model.samefile(cached) == shared or cloned(cached, tmp_path / "clone")
 
 
 def test_a_folder_that_a_killed_process_left_below_var_is_removed_and_no_other(project: Project) -> None:

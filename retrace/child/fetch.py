@@ -1,0 +1,54 @@
+"""Bring objects from the remote into files of a checkout without touching any cache, and say which are no good."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from retrace.child.report import Reporter
+from retrace.child.store import Store
+from retrace.hashing import copy_and_hash, is_directory_object
+
+_AT_ONCE = 8
+
+
+def fetch(repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """`request["objects"]` are {"path", "md5", "sha256" or None}; a folder (`.dir`) stands for its files."""
+    reporter.phase("pull")
+    lost: list[str] = []
+    with store.reached(), ThreadPoolExecutor(_AT_ONCE) as pool:
+        wanted = [file for item in request["objects"] for file in _files(store, item, lost)]
+        found = list(pool.map(lambda item: _bring(store, item), wanted))
+    return {
+        "missing": lost + [item["path"] for item, state in zip(wanted, found, strict=True) if state == "missing"],
+        "corrupt": [item["path"] for item, state in zip(wanted, found, strict=True) if state == "corrupt"],
+    }
+
+
+def _files(store: Store, item: dict[str, Any], lost: list[str]) -> list[dict[str, Any]]:
+    if not item["md5"].endswith(".dir"):
+        return [item]
+    try:
+        content: bytes = store.remote.fs.cat_file(store.remote.oid_to_path(item["md5"]))
+    except FileNotFoundError:
+        content = b""
+    if not is_directory_object(content, item["md5"]):
+        lost.append(item["path"])
+        return []
+    return [
+        {"path": f"{item['path']}/{entry['relpath']}", "md5": entry["md5"], "sha256": None}
+        for entry in json.loads(content)
+    ]
+
+
+def _bring(store: Store, item: dict[str, Any]) -> str:
+    target = Path(item["path"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with store.remote.fs.open(store.remote.oid_to_path(item["md5"]), "rb") as source:
+            found = copy_and_hash(source, target)
+    except FileNotFoundError:
+        return "missing"
+    return "sound" if found.md5 == item["md5"] and item["sha256"] in (None, found.sha256) else "corrupt"

@@ -1,0 +1,128 @@
+"""What was made again against what the record says: files by their hashes, metrics by their values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrace import yaml12
+from retrace.hashing import hash_file, oid_of
+from retrace.rebuild.declared import Declared
+
+DIGITS = 6  # to which metrics are rounded: another processor may change what comes after
+
+
+@dataclass(frozen=True)
+class Departure:
+    """An output that did not come out as recorded; of a folder, the files that differ."""
+
+    path: str
+    recorded: str
+    found: str
+    files: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"path": self.path, "recorded": self.recorded, "found": self.found, "files": list(self.files)}
+
+
+def departures(stage: Declared, made: Path, recorded: Mapping[str, Mapping[str, Any]]) -> list[Departure]:
+    """The outputs below `made` whose hash is not the lock's, or a file of which has another sha256.
+
+    `recorded` is, by file path, what the stage's event says: {md5, sha256, size}.
+    """
+    found = []
+    for path, wanted in stage.made.items():
+        place = made / path
+        if not place.exists():
+            found.append(Departure(path, wanted, "not made", ()))
+            continue
+        oid = oid_of(place)
+        files = _differing(made, path, recorded)
+        if oid != wanted or files:
+            found.append(Departure(path, wanted, oid, files))
+    return found
+
+
+def _differing(made: Path, path: str, recorded: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    place = made / path
+    here = [place] if place.is_file() else [item for item in place.rglob("*") if item.is_file()]
+    names = {item.relative_to(made).as_posix() for item in here}
+    told = {name for name in recorded if name == path or name.startswith(f"{path}/")}
+    changed = {name for name in names & told if hash_file(made / name).sha256 != recorded[name]["sha256"]}
+    return tuple(sorted(changed | (names ^ told if told else set())))
+
+
+def contradictions(tree: Path, stages: Iterable[Declared], facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where a commit contradicts itself: its dvc.lock against its files, its params.yaml and its stages' events.
+
+    DVC and Retrace write all of them at once; who finds one here finds what somebody edited by hand.
+    """
+    found = []
+    for stage in stages:
+        told = facts[stage.name]
+        known = {str(output["path"]): str(output["md5"]) for output in told["outputs"]}
+        for path, md5 in stage.made.items():
+            if known.get(path) != md5:
+                found.append(
+                    f"dvc.lock says that {stage.address} made {path} as {md5}, its event says {known.get(path)}"
+                )
+        for path, md5 in stage.read.items():
+            if (tree / path).is_file() and oid_of(tree / path) != md5:
+                found.append(f"dvc.lock says that {stage.address} read {path} as {md5}, the commit has another")
+        for name, keys in stage.parameters.items():
+            if name == "params.yaml":
+                found += _changed_parameters(tree / name, stage, keys, told["parameters"])
+    return found
+
+
+def _changed_parameters(file: Path, stage: Declared, keys: Iterable[str], recorded: Mapping[str, Any]) -> Iterable[str]:
+    values = yaml12.load(file.read_text())
+    for key in keys:
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if json.dumps(value, sort_keys=True) != json.dumps(recorded.get(key), sort_keys=True):
+            yield f"{stage.address} ran with another {key} than params.yaml of its commit has"
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """A metric before and now; None where there is none."""
+
+    name: str
+    recorded: float | None
+    found: float | None
+
+    @property
+    def text(self) -> str:
+        if self.recorded is None or self.found is None:
+            return f"{self.name} {_shown(self.recorded)} -> {_shown(self.found)}"
+        return f"{self.name} {self.recorded:.{DIGITS}g} -> {self.found:.{DIGITS}g} ({self.found - self.recorded:+.3g})"
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.{DIGITS}g}"
+
+
+def metric_changes(recorded: bytes | None, found: bytes | None) -> list[MetricChange]:
+    """The metrics that differ after rounding, of two metrics files; all of them when the second is not there."""
+    before, now = (_numbers(json.loads(content)) if content else {} for content in (recorded, found))
+    changes = [MetricChange(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())]
+    return [change for change in changes if _rounded(change.recorded) != _rounded(change.found)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
+def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
+    if isinstance(tree, dict):
+        return {
+            name: value
+            for key, inner in tree.items()
+            for name, value in _numbers(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: float(tree)} if isinstance(tree, int | float) else {}

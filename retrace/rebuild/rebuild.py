@@ -1,0 +1,217 @@
+"""A version made again: its commit, its environment, its raw data from the remote, stage by stage, output by output.
+
+Nothing of the past is touched: the rebuild has a checkout of its own, takes nothing from this machine's cache and puts
+nothing there, and writes no ref.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrace import environment, machine
+from retrace.config import Settings
+from retrace.dvcfiles import PipelineError
+from retrace.environment import EnvironmentFailed, EnvironmentLock
+from retrace.git import GitError, Mirror
+from retrace.lineage.hide import hide
+from retrace.lineage.project import places
+from retrace.rebuild import compare, raw
+from retrace.rebuild.compare import Departure, MetricChange
+from retrace.rebuild.conditions import Conditions
+from retrace.rebuild.culprits import culprits
+from retrace.rebuild.declared import Declared, of_lock, outputs_of
+from retrace.rebuild.sandbox import Kind
+from retrace.rebuild.stage import Outcome, Surroundings, run
+from retrace.rebuild.view import place
+from retrace.record import Record, read_record
+from retrace.versions import Version
+from retrace.workspace import Workspace
+
+_TIMEOUT_MINUTES = 60.0
+Follow = Callable[[str, str], None]  # a step, and what is to be told of it
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """A stage made again: what departs from the record, and why it failed if it did."""
+
+    stage: Declared
+    seconds: float
+    departures: tuple[Departure, ...] = ()
+    failure: str = ""
+    undeclared: tuple[str, ...] = ()
+
+    @property
+    def identical(self) -> bool:
+        return not self.departures and not self.failure
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.stage.name,
+            "seconds": round(self.seconds, 3),
+            "identical": self.identical,
+            "departures": [item.as_dict() for item in self.departures],
+            "failure": self.failure,
+            "undeclared": list(self.undeclared),
+        }
+
+
+@dataclass
+class Rebuilt:
+    """What a rebuild found. `missing` says why it could not be; then there are no stages, or not all."""
+
+    version: Version
+    sandbox: Kind
+    conditions: Conditions
+    missing: list[str] = field(default_factory=list)
+    stages: list[StageOutcome] = field(default_factory=list)
+    metrics: list[MetricChange] = field(default_factory=list)
+    here: dict[str, str] = field(default_factory=dict)
+    recorded: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def first(self) -> StageOutcome | None:
+        """The first stage that departs."""
+        return next((outcome for outcome in self.stages if not outcome.identical), None)
+
+
+def rebuild(
+    settings: Settings,
+    mirror: Mirror,
+    version: Version,
+    space: Workspace,
+    kind: Kind,
+    conditions: Conditions,
+    logs: Path,
+    follow: Follow,
+) -> Rebuilt:
+    """Make a version again in a fresh checkout of its commit; `logs` is where its stages' output goes.
+
+    What can never be made again is in the result's `missing`; an error is raised for what may pass: a service that is
+    down, a full disk, a timeout.
+    """
+    began = time.monotonic()
+    result = Rebuilt(version, kind, conditions)
+    try:
+        _Rebuild(settings, mirror, version, space, result, logs, follow).perform()
+    finally:
+        result.seconds = time.monotonic() - began
+    return result
+
+
+class _Rebuild:
+    def __init__(
+        self,
+        settings: Settings,
+        mirror: Mirror,
+        version: Version,
+        space: Workspace,
+        result: Rebuilt,
+        logs: Path,
+        follow: Follow,
+    ) -> None:
+        self.settings, self.mirror, self.version = settings, mirror, version
+        self.space, self.result, self.logs, self.follow = space, result, logs, follow
+        self.hidden = places(settings, (space.site_cache, "."), (space.path, "."))
+
+    def perform(self) -> None:
+        record, stages = self._read()
+        if record is None:
+            return
+        folder = self._environment(record)
+        facts = {stage.name: stage.facts for stage in record.stages}
+        # The outputs that git keeps came with the checkout: to be made again they must not be there.
+        kept = {path: self.space.path / path for path in outputs_of(stages)}
+        for path in kept.values():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.result.missing += compare.contradictions(self.space.path, stages, facts)
+        self._raw_data(stages)
+        if folder is None or self.result.missing:
+            return
+        self.result.here = machine.describe(folder)
+        minutes = float(record.parameters.get("timeout_minutes", _TIMEOUT_MINUTES))
+        around = Surroundings(
+            self.space.site_cache, folder, self.result.sandbox, self.result.conditions, self.logs, minutes * 60
+        )
+        for stage in stages:
+            if not self._stage(stage, around, record.files()):
+                break
+        self._judge_metrics(facts)
+
+    def _read(self) -> tuple[Record | None, tuple[Declared, ...]]:
+        commit = self.version.commit
+        try:
+            record = read_record(self.mirror, self.version)
+            return record, of_lock(record.lock, f"dvc.lock of commit {commit[:8]}")
+        except (GitError, PipelineError) as error:
+            self.result.missing.append(str(error))
+            return None, ()
+
+    def _environment(self, record: Record) -> Path | None:
+        lock = EnvironmentLock.of_commit(self.mirror, self.version.commit)
+        made = (self.settings.environments / lock.digest[:16]).exists()
+        self.follow("environment", "" if made else "is being made")
+        try:
+            folder = environment.ensure(lock, self.settings.environments)
+        except EnvironmentFailed as error:
+            self.result.missing.append(self._hide(str(error)))
+            return None
+        packages = f"Python {record.python}, {len(record.packages)} packages"
+        self.follow("environment", f"{lock.digest[:12]}  {packages}  {'here' if made else 'made from its lock'}")
+        return folder
+
+    def _raw_data(self, stages: tuple[Declared, ...]) -> None:
+        made = outputs_of(stages)
+        read = {path for stage in stages for path in stage.read if path not in made}
+        wanted, contradictions = raw.tracked(self.space.path, read)
+        self.result.missing += contradictions
+        self.follow("raw data", "")
+        found = raw.fetch(self.settings, self.space, wanted, self.logs / "raw.log")
+        self.result.missing += found.missing
+        if not found.missing:
+            self.follow(
+                "raw data", f"{len(wanted)} files, {found.size / 1e6:,.1f} MB from the remote, hashes as recorded"
+            )
+
+    def _stage(self, stage: Declared, around: Surroundings, files: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Run a stage and compare; whether the next one has what it needs."""
+        self.follow(stage.name, "")
+        outcome = run(self.space.path, stage, around)
+        named = [*outcome.undeclared, *culprits(outcome.said, self.space.path, stage)]
+        undeclared = tuple(dict.fromkeys(self._hide(text) for text in named))
+        if outcome.code != 0:
+            failure = self._failure(stage, outcome)
+            self.result.stages.append(StageOutcome(stage, outcome.seconds, failure=failure, undeclared=undeclared))
+            self.follow(stage.name, f"{outcome.seconds:6.1f} s  failed: {failure}")
+            return False
+        departures = tuple(compare.departures(stage, outcome.view, files))
+        self.result.stages.append(StageOutcome(stage, outcome.seconds, departures, undeclared=undeclared))
+        said = "identical" if not departures else "differs: " + ", ".join(item.path for item in departures)
+        self.follow(stage.name, f"{outcome.seconds:6.1f} s  {said}")
+        for path in stage.outputs:
+            if not (outcome.view / path).exists():
+                return False
+            place(outcome.view / path, self.space.path / path, linked=self.result.sandbox != "view")
+        return True
+
+    def _failure(self, stage: Declared, outcome: Outcome) -> str:
+        ended = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"ended with code {outcome.code}"
+        return f"{stage.address} {ended}: {self._hide(outcome.said)}"
+
+    def _judge_metrics(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        path = f"metrics/{self.version.model}.json"
+        made = self.space.path / path
+        recorded = self.mirror.read(self.version.commit, path)
+        self.result.metrics = compare.metric_changes(recorded, made.read_bytes() if made.is_file() else None)
+        first = self.result.first
+        if first is not None:
+            self.result.recorded = dict(facts[first.stage.name]["machine"])
+
+    def _hide(self, text: str) -> str:
+        return hide(text, self.hidden)
