@@ -1,0 +1,158 @@
+"""Records: which partitions of a raw dataset have rows of some condition, and the versions that these went into.
+
+The condition may be personal data: no message, answer, log or file holds any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from retrace import tombstones
+from retrace.config import Settings
+from retrace.dvcfiles import RAW, object_path
+from retrace.errors import RetraceError
+from retrace.git import Mirror
+from retrace.manifest import Partition
+from retrace.process import Job, run_job
+from retrace.runs import code_commit
+from retrace.search import ConditionRefused, Hit, Place, Searched, search
+from retrace.usage.answer import SHORT, Answer, Content, UnknownThing, Use, counted
+from retrace.usage.holdings import Holdings
+from retrace.usage.raw_data import RawData, by_version
+from retrace.workspace import remote_of, workspace
+
+_AT_ONCE = 64  # partitions that are on this machine only for the search
+
+
+class DatasetUnclear(RetraceError):
+    """Which dataset a condition is about was not said."""
+
+
+def about_records(settings: Settings, holdings: Holdings, condition: str, dataset: str | None) -> Answer:
+    """The answer about the rows for which a condition holds, in every partition that any version or the data has.
+
+    Raises `ConditionRefused`, `DatasetUnclear`, `UnknownThing`, and what a remote may raise.
+    """
+    raw = RawData(holdings)
+    name = _chosen(raw, dataset)
+    everything = raw.lines(bytes.splitlines, name)
+    searched = _search(settings, holdings, condition, list(everything))
+    rows = {(hit.path, hit.md5): hit.rows for hit in searched.hits}
+    held = raw.held({item: manifests for item, manifests in everything.items() if (item.path, item.md5) in rows})
+    uses = []
+    for version, items in by_version(holdings, held).items():
+        matching = sum(rows[item.partition.path, item.partition.md5] for item in items)
+        text = f"{counted(matching, 'row')} of {counted(len(items), 'partition')}"
+        uses.append(Use(holdings.named[version], text, {"rows": matching, "partitions": len(items)}))
+    contents = []
+    for item in held:
+        part, count = item.partition, rows[item.partition.path, item.partition.md5]
+        text = f"{part.path}  md5 {part.md5}  {count:,} of {part.rows:,} rows"
+        text += "  (in the newest data)" if item.in_newest else ""
+        contents.append(Content(text, item.facts | {"matching": count}, item.versions))
+    title = f"records of {RAW}/{name}: {counted(sum(rows.values()), 'row')} in {counted(len(rows), 'partition')}"
+    title += f" of {len(everything)}"
+    return Answer(
+        title,
+        {"kind": "records", "dataset": name},
+        uses,
+        contents,
+        [f"not searched: {path} md5 {md5[:SHORT]}: {why}" for path, md5, why in searched.unsearchable],
+        {"unsearchable": [{"path": path, "md5": md5, "why": why} for path, md5, why in searched.unsearchable]},
+    )
+
+
+def _chosen(raw: RawData, dataset: str | None) -> str:
+    known = raw.datasets
+    name = dataset.removeprefix(f"{RAW}/").rstrip("/") if dataset is not None else None
+    if not known:
+        raise UnknownThing("there is no raw data yet; run `retrace ingest --until DATE` first")
+    if name is None and len(known) > 1:
+        raise DatasetUnclear(f"say which dataset the condition is about: --dataset with one of {', '.join(known)}")
+    if name is not None and name not in known:
+        raise UnknownThing(f"no dataset {name}; there are {', '.join(known)}")
+    return name or known[0]
+
+
+def _search(settings: Settings, holdings: Holdings, condition: str, partitions: Sequence[Partition]) -> Searched:
+    """Search what is here, then what only the remote has, some files at a time."""
+    hits: list[Hit] = []
+    unsearchable: list[tuple[str, str, str]] = []
+    refused: ConditionRefused | None = None
+    read = False
+    for places, absent in _batches(settings, holdings, partitions):
+        unsearchable += absent
+        try:
+            searched = search(condition, places)
+        except ConditionRefused as error:
+            refused = error
+            unsearchable += [(place.path, place.md5, str(error)) for place in places]
+            continue
+        read = read or bool(places)
+        hits += searched.hits
+        unsearchable += searched.unsearchable
+    if refused is not None and not read:
+        raise refused
+    return Searched(tuple(hits), tuple(sorted(unsearchable)))
+
+
+Absent = list[tuple[str, str, str]]
+
+
+def _batches(
+    settings: Settings, holdings: Holdings, partitions: Sequence[Partition]
+) -> Iterator[tuple[list[Place], Absent]]:
+    """Files to search at once, each with those that could not be had; first all that are on this machine."""
+    forgotten = tombstones.tombstones(holdings.git)
+    remote = remote_of(settings, (settings.root / ".dvc/config").read_text())
+    stores = [settings.cache] if remote.folder is None else [settings.cache, remote.folder]
+    here: list[Place] = []
+    absent: Absent = []
+    elsewhere: list[Partition] = []
+    for item in partitions:
+        file = next((file for store in stores if (file := object_path(store, item.md5)).is_file()), None)
+        if item.md5 in forgotten:
+            absent.append((item.path, item.md5, f"was forgotten on request {forgotten[item.md5].ticket}"))
+        elif file is not None:
+            here.append(Place(item.path, item.md5, file))
+        elif remote.folder is not None:
+            absent.append((item.path, item.md5, _LOST))
+        else:
+            elsewhere.append(item)
+    yield here, absent
+    for start in range(0, len(elsewhere), _AT_ONCE):
+        with _brought(settings, elsewhere[start : start + _AT_ONCE]) as batch:
+            yield batch
+
+
+_LOST = "is neither in this machine's cache nor in the DVC remote; push it from a machine that has it"
+_CORRUPT = "is in the DVC remote with other bytes than the record says; replace it from a good copy"
+
+
+@contextmanager
+def _brought(settings: Settings, partitions: Sequence[Partition]) -> Iterator[tuple[list[Place], Absent]]:
+    """Partitions from the remote, as files in a workspace that is dropped at the end of the block."""
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    # The code's configuration of DVC is today's; an old version's may name a remote that is no more.
+    with workspace(settings, mirror, code_commit(settings, mirror), "impact") as space:
+        paths = {item.md5: f"searched/{item.md5}" for item in partitions}
+        objects = [{"path": paths[item.md5], "md5": item.md5, "sha256": item.sha256} for item in partitions]
+        result = run_job(
+            settings, Job("search of records", space, {"operation": "fetch", "objects": objects}, _log(settings))
+        )
+        why = dict.fromkeys(result["missing"], _LOST) | dict.fromkeys(result["corrupt"], _CORRUPT)
+        yield (
+            [
+                Place(item.path, item.md5, space.path / paths[item.md5])
+                for item in partitions
+                if paths[item.md5] not in why
+            ],
+            [(item.path, item.md5, why[paths[item.md5]]) for item in partitions if paths[item.md5] in why],
+        )
+
+
+def _log(settings: Settings) -> Path:
+    return settings.logs / "impact.log"
