@@ -217,7 +217,8 @@ def _query(position: int, width: int, kind: pyarrow.DataType, exact: bool) -> st
     return f"""
         SELECT count(*) - count(value), {"NULL" if _nested(kind) else distinct}, min(number), max(number), {quantiles}
         FROM (SELECT {_value(kind, place)} AS value, {_number(kind, place)} AS number
-              FROM read_parquet(?, union_by_name = true, hive_partitioning = false) AS files({names}))
+              FROM read_parquet(?, union_by_name = true, hive_partitioning = false, can_have_nan = true)
+                   AS files({names}))
     """
 
 

@@ -119,6 +119,7 @@ def test_more_distinct_values_than_there_are_values_are_never_told(
     [
         (pa.float64(), [1.0, math.nan, None, math.inf, -math.inf, 3.0], (2, 4, 1.0, 3.0)),
         (pa.float64(), [math.nan, math.nan], (2, 0, None, None)),
+        (pa.float64(), [1.0, math.nan, 9.0], (1, 2, 1.0, 9.0)),  # the extremes in the file know nothing of it
         (pa.float32(), [0.5, -0.5], (0, 2, -0.5, 0.5)),
         (pa.float16(), [np.float16(0.5), None], (1, 1, 0.5, 0.5)),
         (pa.int64(), [None, None], (2, 0, None, None)),
