@@ -249,4 +249,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from retrace.cli import main as run  # under the name that `retrace.cli_past` knows this module by
+
+    run()

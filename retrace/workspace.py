@@ -130,9 +130,13 @@ def workspace(settings: Settings, mirror: Mirror, commit: str, key: str) -> Iter
             Path(lock.name).unlink(missing_ok=True)
 
 
-def checkout(settings: Settings, mirror: Mirror, commit: str, path: Path) -> None:
-    """Clone the mirror by reference into `path` at a commit and tell DVC where cache and remote are."""
-    mirror.out("clone", "--quiet", "--shared", "--no-checkout", str(mirror.directory), str(path))
+def checkout(settings: Settings, mirror: Mirror, commit: str, path: Path, shared: bool = True) -> None:
+    """Clone the mirror into `path` at a commit and tell DVC where cache and remote are.
+
+    A clone by reference (`shared`) is the quickest, and breaks when the mirror is removed.
+    """
+    by_reference = ["--shared"] if shared else []
+    mirror.out("clone", "--quiet", *by_reference, "--no-checkout", str(mirror.directory), str(path))
     git = Git(path)
     git.out("checkout", "--quiet", "--detach", commit)
     _write_config(settings, path)
@@ -185,13 +189,48 @@ def lives(process: int) -> bool:
 def sweep(settings: Settings, prefix: str = "") -> list[str]:
     """Remove the workspaces that no process holds any more (of one run, by `prefix`); their names."""
     removed = []
-    for path in sorted(settings.workspaces.glob(f"{escape_ref_part(prefix) if prefix else ''}*.lock")):
-        with open(path) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            _drop(Workspace(path.with_suffix(""), ""))
-            path.unlink(missing_ok=True)
-            removed.append(path.stem)
+    for lock in sorted(settings.workspaces.glob(f"{escape_ref_part(prefix) if prefix else ''}*.lock")):
+        if remove_orphan(lock):
+            removed.append(lock.stem)
     return removed
+
+
+def orphans(settings: Settings) -> list[Path]:
+    """The locks of the workspaces that no process holds any more; `sweep` and `remove_orphan` remove them."""
+    found = []
+    for lock in sorted(settings.workspaces.glob("*.lock")):
+        with tried_lock(lock) as free:
+            if free:
+                found.append(lock)
+    return found
+
+
+def remove_orphan(lock: Path) -> bool:
+    """Remove the workspace of a lock unless a process holds it; whether it was removed."""
+    with tried_lock(lock) as free:
+        if free:
+            _drop(orphan_of(lock))
+            lock.unlink(missing_ok=True)
+        return free
+
+
+def orphan_of(lock: Path) -> Workspace:
+    """The workspace that a lock is of."""
+    return Workspace(lock.with_suffix(""), "")
+
+
+@contextmanager
+def tried_lock(path: Path) -> Iterator[bool]:
+    """Whether the lock that a file is could be had at once; it is held then until the block ends."""
+    try:
+        handle = open(path)  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        yield False
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -22,7 +22,9 @@ from airflow.sdk.exceptions import AirflowException
 
 from retrace.airflow.operators import (
     DATA_ASSET,
+    AuditOperator,
     CleanupOperator,
+    DoctorOperator,
     GateOperator,
     IngestOperator,
     PublishOperator,
@@ -150,6 +152,36 @@ def sync_dag(project: Path) -> DAG:
     about = "Brings MLflow and the lineage consumer up to what git says: what an outage left out, put in."
     dag = _own_dag("sync", params, params.sync.schedule, about)
     SyncOperator(**_only_task(project, dag))
+    return dag
+
+
+def doctor_dag(project: Path) -> DAG:
+    """The DAG that looks after what past versions need; it fails when something is a person's to act on."""
+    params, _ = read_project(project)
+    about = "Looks for what can no longer be rebuilt and why, and removes what crashed runs left behind."
+    dag = _own_dag("doctor", params, params.doctor.schedule, about)
+    DoctorOperator(**_only_task(project, dag))
+    return dag
+
+
+def audit_dag(project: Path) -> DAG:
+    """The DAG that rebuilds past versions, a task per model; one that departs fails its task."""
+    params, _ = read_project(project)
+    about = (
+        "Rebuilds each model's champion and the version that went longest without a verdict, and compares every byte."
+    )
+    dag = _own_dag("audit", params, params.audit.schedule, about)
+    for name, model in params.models.items():
+        AuditOperator(
+            task_id=name,
+            model=name,
+            project=_root(project),
+            doc=documentation(name, "audit"),
+            execution_timeout=timedelta(minutes=params.audit.timeout_minutes),
+            pool=STAGE_POOL,
+            dag=dag,
+            **_owner(model.owner),
+        )
     return dag
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from airflow.providers.openlineage.plugins.macros import lineage_run_id
 
 from retrace.dvcfiles import RAW
 from retrace.lineage.event import Parent
-from retrace.lineage.facets import live
+from retrace.lineage.facets import live, verdict_facet
 
 
 def run_id_of(instance: Any) -> str:
@@ -42,3 +42,8 @@ def operator_lineage(told: Mapping[str, Any] | None) -> OperatorLineage[Any, Any
         run_facets=run_facets,
         job_facets=job_facets,
     )
+
+
+def verdict_lineage(verdicts: Sequence[Mapping[str, Any]]) -> OperatorLineage[Any, Any]:
+    """What rebuilds said: a run facet, and no dataset."""
+    return OperatorLineage(run_facets=verdict_facet(verdicts))

@@ -287,6 +287,51 @@ class SyncOperator(RetraceOperator):
             self.log.info("%s", line)
 
 
+class DoctorOperator(RetraceOperator):
+    """Looks for what can no longer be rebuilt, and removes what is left over; fails with all that it found.
+
+    Left as they are, leftovers would fail it every day until somebody logged in to the worker; and they are held by
+    nobody, as `CleanupOperator` asks too before it removes a workspace.
+    """
+
+    def work(self, settings: Settings, task: Task, context: Any) -> None:
+        from retrace.doctor import acted_on, examine, found, text_of
+
+        sections = []
+        for section in examine(settings, self.log.debug, fix=True):
+            sections.append(section)
+            self.log.info("%s", "\n".join(text_of(section)))
+        if findings := acted_on(sections):
+            raise found(findings)
+        self.done("all is well")
+
+
+class AuditOperator(RetraceOperator):
+    """Rebuilds the champion of a model and the version that went longest without a verdict; fails if one departs.
+
+    It names no dataset, so that no consumer takes a rebuild for a new version; the verdicts stand in a run facet.
+    """
+
+    verdicts: tuple[Any, ...] = ()
+
+    def work(self, settings: Settings, task: Task, context: Any) -> None:
+        from retrace.audit import audit, require_identical
+
+        self.verdicts = tuple(audit(settings, self.model, self.phase))
+        require_identical(list(self.verdicts))
+        self.done(f"{', '.join(verdict.version for verdict in self.verdicts) or 'no version'}: identical")
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """The verdicts."""
+        from retrace.airflow.lineage import verdict_lineage
+
+        return verdict_lineage([verdict.facts for verdict in self.verdicts])
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> Any:
+        """The verdicts, as far as they were reached."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
+
 class IngestOperator(RetraceOperator):
     """Brings the branch `data` up to the run's date and tells Airflow that there is new data."""
 

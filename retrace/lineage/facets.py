@@ -7,7 +7,7 @@ the event arrives. What was exactly read stands in our own facet, whose schema i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
@@ -297,6 +297,14 @@ def live(event: Mapping[str, Any]) -> tuple[list[event_v2.OutputDataset], dict[s
     run = {name: _again(facet_v2.RunFacet, content) for name, content in told.items()}
     job = {name: _again(facet_v2.JobFacet, content) for name, content in event["job"].get("facets", {}).items()}
     return outputs, run, job
+
+
+def verdict_facet(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, facet_v2.BaseFacet]:
+    """The run facet of an audit: what its rebuilds said, without what they found in each file."""
+    told = ("version", "verdict", "reason", "when", "sandbox", "seconds")
+    facet = _facet(RetraceRunFacet)
+    content = [{key: verdict[key] for key in told} for verdict in verdicts]
+    return {_LIVE_FACET: facet.with_additional_properties(source="live", verdicts=content)}
 
 
 # What Airflow's integration says itself of a run.

@@ -10,6 +10,8 @@ _DONE = {
     "cleanup": "Removes what no process holds any more, and lets the next retrain of {model} begin.",
     "promote": "A person's decision: which version of {model} is champion.",
     "rollback": "A person's decision: the version of {model} that was champion before is it again.",
+    "audit": "Rebuilds the champion of {model} and the version that went longest without a verdict.",
+    "doctor": "Looks for what can no longer be rebuilt and why, and removes what crashed runs left behind.",
     "ingest": "Brings new partitions of the raw data from the source into DVC.",
     "sync": "Brings MLflow and the lineage consumer up to what git says.",
 }

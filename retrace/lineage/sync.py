@@ -170,7 +170,7 @@ class _Sync:
             if answer is None:
                 self._journal.forget()
                 return
-            if not _is_held(answer):
+            if not is_held(answer):
                 doubtful.add(job)
         self._journal.drop({run_id for run_id in self._journal.held if self._events[run_id].job in doubtful})
 
@@ -221,7 +221,7 @@ class _Sync:
 
     def _bring(self, told: Told) -> None:
         answer = self._consumer.run(told.run_id)
-        if not _is_held(answer):
+        if not is_held(answer):
             self._unknown += [(told, read) for read in told.reads if self._maker(told, read) is None]
             if not self._deliver(told, answer):
                 return
@@ -453,7 +453,7 @@ def _distance(told: Told, depth: Mapping[Name, int]) -> int:
     return max((depth[read.dataset] + 1 for read in told.reads), default=0)
 
 
-def _is_held(answer: Mapping[str, Any] | None) -> bool:
+def is_held(answer: Mapping[str, Any] | None) -> bool:
     """Whether what the consumer knows of a run came from its committed event."""
     facet = ((answer or {}).get("facets") or {}).get("retrace") or {}
     return answer is not None and answer.get("state") in _FINAL and facet.get("source") == "git"
