@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from retrace import versions
+from retrace import signatures, versions
 from retrace.config import GateRule, Params, Settings
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
@@ -21,6 +21,7 @@ from retrace.lineage.jobs import documentation
 from retrace.register import gate_facts, holdout_metrics, registered, snapshot_facts
 from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, project_of, raw_files, with_data
 from retrace.stage import StageCall, run_stage
+from retrace.verify import require, require_holder
 from retrace.versions import CHAMPION, Version
 
 _BY_GATE = "gate: "
@@ -90,7 +91,7 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
     """Judge the version at a commit and promote it if it passes; None when that was done in an earlier run.
 
     The rules are those of the run that judges, so that a version whose gate failed is judged again by corrected ones.
-    Raises `HoldoutMismatch`, `MetricUnknown`, and what scoring the champion may raise.
+    Raises `HoldoutMismatch`, `MetricUnknown`, `NotVerified`, `NoSigningKey`, and what scoring the champion may raise.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
@@ -104,6 +105,7 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
             return None
         told = tuple(Finding(finding["passed"], finding["text"]) for finding in said["findings"])
         return Decision(said["version"], said["passed"], said["promoted"], said["champion"], told)
+    require(settings, mirror, version)
     params = params_at(mirror, chain(mirror, end_of(mirror, task.run.ref))[0].commit)
     champion = _incumbent(mirror, version)
     if champion is not None and champion.commit == version.commit:
@@ -113,6 +115,7 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
     rules = params.models[version.model].gate
     reference = None
     if champion is not None and any(rule.against_champion for rule in rules):
+        require_holder(settings, mirror, champion, CHAMPION)
         reference = _champion_metrics(settings, mirror, task, version, champion, params, follow)
     metrics = holdout_metrics(mirror, commit, version.model)
     findings = [check(rule, metrics, reference) for rule in rules]
@@ -121,7 +124,8 @@ def gate(settings: Settings, task: Task, commit: str, follow: Callable[[str], No
     passed = all(finding.passed for finding in findings)
     decision = Decision(version.name, passed, passed, champion.name if champion else None, tuple(findings))
     if passed:
-        versions.assign(mirror, version, CHAMPION, f"{_BY_GATE}{decision.reason}")
+        sign = signatures.required_signer(settings, mirror)
+        versions.assign(mirror, version, CHAMPION, f"{_BY_GATE}{decision.reason}", sign=sign)
     _keep(settings, mirror, task, version, decision, started)
     return decision
 

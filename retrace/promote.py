@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from retrace import versions
+from retrace import signatures, versions
 from retrace.config import Settings
 from retrace.errors import RetraceError
 from retrace.git import Mirror
@@ -13,6 +13,7 @@ from retrace.lineage import event
 from retrace.lineage.jobs import documentation
 from retrace.register import registered
 from retrace.runs import project_of
+from retrace.verify import require
 from retrace.versions import CHAMPION, Version
 
 
@@ -21,14 +22,14 @@ class NoReason(RetraceError):
 
 
 def promote_version(settings: Settings, name: str, because: str) -> Iterator[str]:
-    """Make a version champion; what was done, line by line. Raises `UnknownVersion`, `NoReason`."""
+    """Make a version champion; what was done, line by line. Raises `UnknownVersion`, `NoReason`, `NotVerified`."""
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     return _assign(settings, mirror, versions.find(mirror, name), because, "promote")
 
 
 def roll_back(settings: Settings, model: str, because: str) -> Iterator[str]:
-    """Give the alias champion back. Raises `NothingToRollBackTo`, `UnknownModel`, `NoReason`."""
+    """Give the alias champion back. Raises `NothingToRollBackTo`, `UnknownModel`, `NoReason`, `NotVerified`."""
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     return _assign(settings, mirror, versions.previous_holder(mirror, model), because, "rollback")
@@ -37,13 +38,15 @@ def roll_back(settings: Settings, model: str, because: str) -> Iterator[str]:
 def _assign(settings: Settings, mirror: Mirror, version: Version, because: str, job: str) -> Iterator[str]:
     if not because.strip():
         raise NoReason("--because is empty; say in a few words why, for whoever reads the history")
+    require(settings, mirror, version)
+    sign = signatures.required_signer(settings, mirror)
     before = versions.assignments(mirror, version.model)
     started = datetime.now(UTC)
 
     def tell(name: str) -> str:
         return _event_line(settings, mirror, version, job, name, because, started)
 
-    assignment = versions.assign(mirror, version, CHAMPION, because, tell)
+    assignment = versions.assign(mirror, version, CHAMPION, because, tell, sign)
     if assignment in before:
         yield (
             f"{version.name} is {CHAMPION} of {version.model} already, since {assignment.name} of "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retrace import lease, versions
+from retrace import lease, verdicts, versions
 from retrace.card import CARD, card
 from retrace.config import Settings
 from retrace.dvcfiles import object_path
@@ -20,10 +20,11 @@ from retrace.git import Git, Mirror
 from retrace.hashing import hash_file
 from retrace.lineage.links import marquez_job
 from retrace.process import Job, ObjectCorrupt, run_job
-from retrace.published import Artifact, Dataset, Entry, EntryError, Fingerprint, provenance
+from retrace.published import VERDICT, VERDICT_WHEN, Artifact, Dataset, Entry, EntryError, Fingerprint, provenance
 from retrace.record import RawDataset, Record, read_record
 from retrace.register import registered
 from retrace.registry import Registry
+from retrace.verify import require, require_holder
 from retrace.versions import Version
 from retrace.workspace import workspace
 
@@ -31,7 +32,8 @@ from retrace.workspace import workspace
 def publish_model(settings: Settings, model: str, follow: Callable[[str], None]) -> list[str]:
     """Write what MLflow lacks of a model; what was changed, in words.
 
-    Raises `RegistryUnavailable`, `RegistryConflict`, `ModelBusy`, and what fetching a model file may raise.
+    Raises `RegistryUnavailable`, `RegistryConflict`, `ModelBusy`, `NotVerified`, and what fetching a model file may
+    raise.
     """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
@@ -49,14 +51,31 @@ def _publish(
         if held.get(version.number) == version.name:
             continue
         follow(f"writes {version.name} to MLflow")
+        require(settings, mirror, version, objects=False)  # the file to serve is compared with the record below
         with entry_of(settings, mirror, version) as entry:
             registry.publish(entry)
         changes.append(f"{version.name} written")
     aliases = registry.aliases(model)
     for (name, alias), version in versions.champions(mirror).items():
         if name == model and aliases.get(alias) != version.number:
+            require_holder(settings, mirror, version, alias, objects=False)
             registry.alias(model, alias, version.number)
             changes.append(f"{alias} -> v{version.number}")
+    return changes + _tell_verdicts(mirror, registry, model)
+
+
+def _tell_verdicts(mirror: Mirror, registry: Registry, model: str) -> list[str]:
+    """Tags of what the last rebuild of each version said."""
+    known = {version.name: version for version in versions.versions(mirror, model)}
+    judged = verdicts.newest(mirror, known.values())
+    held = registry.all_tags(model) if judged else {}
+    changes = []
+    for name, verdict in judged.items():
+        number = known[name].number
+        told = {VERDICT: verdict.verdict, VERDICT_WHEN: verdict.when.isoformat(timespec="seconds")}
+        if number in held and any(held[number].get(key) != value for key, value in told.items()):
+            registry.tag(model, number, told)
+            changes.append(f"{name} is {verdict.verdict}")
     return changes
 
 

@@ -14,6 +14,7 @@ that were trained on a dataset.
 | `params.sha256` | the parameters |
 | `airflow.run_id` | the run that made the version |
 | `lineage.run_id`, `lineage.page` | the OpenLineage run that registered it; where Marquez shows the job |
+| `verdict`, `verdict.when` | what the last rebuild of the version said (model versions only) |
 
 The first two rows are written by `Registry.publish` itself, the others come from `provenance`.
 """
@@ -34,6 +35,7 @@ FeatureValue = str | int | float | bool | datetime | None
 
 GIT_TAG = "git.tag"
 GIT_COMMIT = "git.commit"
+VERDICT, VERDICT_WHEN = "verdict", "verdict.when"
 _PINNED_SCIKIT_LEARN = re.compile(r"scikit[-_.]learn==([^\s;]+)", re.IGNORECASE)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from retrace import manifest, versions
+from retrace import manifest, signatures, versions
 from retrace.config import Settings
 from retrace.dvcfiles import RAW
 from retrace.errors import RetraceError
@@ -59,7 +59,7 @@ def holdout_metrics(git: Git, commit: str, model: str) -> dict[str, float]:
 def register(settings: Settings, task: Task, commit: str) -> Registered:
     """Tag the commit as the model's next version; or find the version that this run, or the same inputs, made before.
 
-    Raises `MetricsMissing`, `OriginUnavailable`.
+    Raises `MetricsMissing`, `OriginUnavailable`, `NoSigningKey`, `CannotSign`.
     """
     from retrace.lineage.facets import as_line  # the client of OpenLineage is slow to import
 
@@ -94,7 +94,8 @@ def register(settings: Settings, task: Task, commit: str) -> Registered:
     def tell(name: str) -> str:
         return as_line(_event(mirror, task, commit, name, facts, metrics, started), project)
 
-    version = versions.create(mirror, run.model, commit, shown, trailers, tell)
+    sign = signatures.required_signer(settings, mirror)
+    version = versions.create(mirror, run.model, commit, shown, trailers, tell, sign)
     return Registered(version, new=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -95,7 +95,8 @@ def _versions(git: Git, *pattern: str) -> list[Version]:
         match = _VERSION.fullmatch(name)
         if match is None:
             continue
-        through = trailer(text, "Data-Through")
+        told = _trailers(text)
+        through = told.get("Data-Through")
         found.append(
             Version(
                 model=match["model"],
@@ -103,14 +104,20 @@ def _versions(git: Git, *pattern: str) -> list[Version]:
                 tag_object=tag_object,
                 commit=commit,
                 created=datetime.fromisoformat(created),
-                run_id=trailer(text, "Retrace-Run") or "",
-                run_ref=trailer(text, "Retrace-Run-Ref") or "",
-                data=trailer(text, "Retrace-Data") or "",
+                run_id=told.get("Retrace-Run", ""),
+                run_ref=told.get("Retrace-Run-Ref", ""),
+                data=told.get("Retrace-Data", ""),
                 through=datetime.fromisoformat(through) if through else None,
-                metrics=json.loads(trailer(text, "Retrace-Metrics") or "{}"),
+                metrics=json.loads(told.get("Retrace-Metrics") or "{}"),
             )
         )
     return sorted(found, key=lambda version: (version.model, version.number))
+
+
+def _trailers(text: str) -> dict[str, str]:
+    """All trailers of a message, of one key the first. Looked up one by one, each would search the event in it, too."""
+    parted = (line.partition(": ") for line in reversed(text.split("\n")))
+    return {key: value for key, colon, value in parted if colon}
 
 
 def versions_of(git: Git, model: str) -> list[Version]:
@@ -140,7 +147,7 @@ def find(git: Git, name: str) -> Version:
     elif named and rest == "latest":
         found = _newest(git, model)
     else:
-        found = _holder(git, model, rest) if named else None
+        found = _holder(git, model, _given(git, model).get(rest, ())) if named else None
     if found is None:
         own = versions(git, model) if named else []
         known = f"it has v1 to v{own[-1].number}" if own else "`retrace log` lists what there is"
@@ -157,8 +164,16 @@ def _newest(git: Git, model: str) -> Version | None:
     return next((own[0] for own in found if own), None)
 
 
-def _holder(git: Git, model: str, alias: str) -> Version | None:
-    given = [assignment.commit for assignment in assignments(git, model) if assignment.alias == alias]
+def _given(git: Git, model: str) -> dict[str, list[str]]:
+    """Alias -> the commits that it was given to, the newest last."""
+    found: dict[str, list[str]] = {}
+    for assignment in assignments(git, model):
+        found.setdefault(assignment.alias, []).append(assignment.commit)
+    return found
+
+
+def _holder(git: Git, model: str, given: Sequence[str]) -> Version | None:
+    """The version at the newest of the commits that an alias was given to."""
     found = (_versions(git, f"--points-at={commit}", f"refs/tags/{model}@v*") for commit in reversed(given))
     return next((own[-1] for own in found if own), None)
 
@@ -195,6 +210,12 @@ def champions(git: Git, known: Iterable[Version] | None = None) -> dict[tuple[st
     return holders
 
 
+def aliases_of(git: Git, version: Version) -> list[str]:
+    """The aliases that a version holds now, without reading the tags of all others."""
+    ever = {alias: given for alias, given in _given(git, version.model).items() if version.commit in given}
+    return sorted(alias for alias, given in ever.items() if _holder(git, version.model, given) == version)
+
+
 def same_outputs(git: Git, model: str, commit: str, known: Iterable[Version]) -> Version | None:
     """The newest of the versions whose entries in dvc.lock equal this commit's, if any."""
     own = entries_of(lock_entries(git.read(commit, LOCK)), model)
@@ -228,10 +249,11 @@ def create(
     title: str,
     trailers: dict[str, str],
     tell: Callable[[str], str] | None = None,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Version:
     """Tag a commit as the model's next version. Safe against others who do the same at the same time.
 
-    `tell` makes the lineage event of a version of that name, one line.
+    `tell` makes the lineage event of a version of that name, one line; `sign` the signature of the tag object.
     """
     while True:
         mirror.fetch_record()
@@ -241,7 +263,7 @@ def create(
             return existing
         name = _next_name(mirror, f"{model}@v", _VERSION)
         told = {EVENT: tell(name)} if tell is not None else {}
-        tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers | told))
+        tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers | told), sign)
         try:
             mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])
         except RefMoved:
@@ -249,11 +271,17 @@ def create(
 
 
 def assign(
-    mirror: Mirror, version: Version, alias: str, because: str, tell: Callable[[str], str] | None = None
+    mirror: Mirror,
+    version: Version,
+    alias: str,
+    because: str,
+    tell: Callable[[str], str] | None = None,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Assignment:
     """Give a version an alias by a new assignment tag; a version that holds it already keeps its tag.
 
-    `tell` makes the lineage event of an assignment of that name, one line; the gate tells of its own elsewhere.
+    `tell` makes the lineage event of an assignment of that name, one line; the gate tells of its own elsewhere. `sign`
+    makes the signature of the tag object.
     """
     while True:
         mirror.fetch_record()
@@ -263,7 +291,7 @@ def assign(
         name = _next_name(mirror, f"{version.model}#{alias}#", _ASSIGNMENT)
         trailers = {"Retrace-Version": version.name, "Retrace-Because": because}
         trailers |= {EVENT: tell(name)} if tell is not None else {}
-        tag = mirror.write_tag(name, version.commit, message(f"{name}: {version.name}", trailers))
+        tag = mirror.write_tag(name, version.commit, message(f"{name}: {version.name}", trailers), sign)
         try:
             mirror.push([RefUpdate(f"refs/tags/{name}", tag, ABSENT)])
         except RefMoved:

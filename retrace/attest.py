@@ -1,0 +1,106 @@
+"""`retrace attest` and `retrace show --format slsa`: a version's provenance for those who have no Retrace.
+
+The envelope (DSSE) is signed with the SSH key that signs tags; its payload is the very text that `show` prints.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrace import slsa, versions
+from retrace.config import Settings
+from retrace.errors import RetraceError
+from retrace.git import Git, Mirror
+from retrace.reader import reader
+from retrace.signatures import key_of
+from retrace.verify import require
+from retrace.versions import Version
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner, Key
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+
+
+class CannotAttest(RetraceError):
+    """There is no key that an envelope can be signed with."""
+
+
+class EnvelopeInvalid(RetraceError):
+    """An envelope that does not say what it should, or is not signed by the key that it should."""
+
+
+def statement_of(settings: Settings, version: str) -> str:
+    """The in-toto statement of a version as JSON. Raises `UnknownVersion`, `GitError`, `StatementInvalid`."""
+    git = reader(settings)
+    return _text(git, versions.find(git, version))
+
+
+def _text(git: Git, version: Version) -> str:
+    # Of the library's own message JSON is not the same: it makes 7.0 of 7.
+    return json.dumps(slsa.statement(git, version), indent=1, sort_keys=True)
+
+
+def attest_version(settings: Settings, version: str) -> str:
+    """The same in a DSSE envelope, signed and checked, as JSON.
+
+    Raises `CannotAttest` and, where signatures are required and the version's do not hold, `NotVerified`.
+    """
+    from securesystemslib.dsse import Envelope
+
+    signer = _signer(settings)
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    mirror.fetch_record()
+    found = versions.find(mirror, version)
+    require(settings, mirror, found)
+    envelope = Envelope(_text(mirror, found).encode(), PAYLOAD_TYPE, {})
+    envelope.sign(signer)
+    text = json.dumps(envelope.to_dict(), indent=1, sort_keys=True)
+    check_envelope(text, signer.public_key, found)
+    return text
+
+
+def _signer(settings: Settings) -> CryptoSigner:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from securesystemslib.signer import CryptoSigner
+
+    key = key_of(settings)
+    if key is None:
+        raise CannotAttest("no key to sign with: set RETRACE_SIGNING_KEY to an SSH key (`retrace show` needs none)")
+    try:
+        _refuse_readable_by_others(key)
+        return CryptoSigner(load_ssh_private_key(key.read_bytes(), password=None))
+    except (ValueError, TypeError, OSError, UnsupportedAlgorithm):
+        raise CannotAttest(
+            "the file that RETRACE_SIGNING_KEY names is no private SSH key without a passphrase, which an envelope is "
+            "signed with (an agent does not do it); name one such as ssh-keygen -t ed25519 makes"
+        ) from None
+
+
+def _refuse_readable_by_others(key: Path) -> None:
+    """As `ssh-keygen` does."""
+    if key.suffix != ".pub" and key.stat().st_mode & 0o077:
+        raise CannotAttest("others may read the key that RETRACE_SIGNING_KEY names; run chmod 600 on it")
+
+
+def check_envelope(text: str, key: Key, version: Version) -> dict[str, Any]:
+    """The statement in an envelope that this key signed about this version.
+
+    A good signature alone does not say what was signed. Raises `EnvelopeInvalid`, `StatementInvalid`.
+    """
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.exceptions import FormatError, VerificationError
+
+    try:
+        envelope = Envelope.from_dict(json.loads(text))
+        envelope.verify([key], threshold=1)
+    except (VerificationError, FormatError, KeyError, TypeError, ValueError) as error:
+        raise EnvelopeInvalid(f"the envelope is not signed by this key: {' '.join(str(error).split())}") from None
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise EnvelopeInvalid(f"the envelope's payload is {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}")
+    statement: dict[str, Any] = json.loads(envelope.payload)
+    slsa.check(statement, version)
+    return statement
