@@ -10,7 +10,6 @@ from pathlib import Path
 from benchmarks.laboratory import MODEL, ROOT, STAGES, Laboratory, copy_tree, remove_tree, tool
 from retrace.config import Settings
 from retrace.stage import stage_environment
-from retrace.workspace import Workspace
 
 _OUTPUTS = ("data/features", "data/predictions", "models", "metrics", "plots", "reports", "mlruns")
 
@@ -18,7 +17,8 @@ _OUTPUTS = ("data/features", "data/predictions", "models", "metrics", "plots", "
 def program_environment(laboratory: Laboratory, checkout: Path) -> Mapping[str, str]:
     """The very variables that Retrace gives to a stage's program."""
     settings = Settings.load(laboratory.project, {})
-    return stage_environment(settings, laboratory.stage_environment, Workspace(checkout, ""))
+    home = checkout.with_name(f"{checkout.name}.site") / "home"
+    return stage_environment(laboratory.stage_environment, home, settings.var / "scratch")
 
 
 def make_checkout(laboratory: Laboratory, name: str) -> Path:

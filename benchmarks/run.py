@@ -24,6 +24,7 @@ from benchmarks import (
     retrain_vs_airflow,
     retrain_vs_shell,
     sync,
+    time_machine,
 )
 from benchmarks.laboratory import Laboratory, Table, laboratory, tell
 
@@ -38,6 +39,9 @@ FIGURES: dict[str, Callable[[Laboratory], list[Table]]] = {
     "statistics": dataset_statistics.measure,
     "sync": sync.measure,
     "lineage_versions": lineage_versions.measure,
+    "reproduce": time_machine.measure_reproduce,
+    "checkout": time_machine.measure_checkout,
+    "thousand_versions": time_machine.measure_questions,
 }
 EXTRA = {"long": retrain_vs_shell.measure_long}  # six minutes
 

@@ -7,9 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from retrace import manifest, versions
+from retrace import manifest, versions, yaml12
 from retrace.dvcfiles import LOCK, RAW, entries_of, lock_entries, pointer_md5
 from retrace.environment import EnvironmentLock
 from retrace.git import Git, GitError
@@ -119,10 +117,9 @@ def read_record(git: Git, version: Version) -> Record:
     parameters = _parameters(git, commit, model)
     environment = EnvironmentLock.of_commit(git, commit)
     metrics = git.read(commit, f"metrics/{model}.json")
-    aliases = [alias for (name, alias), held in versions.champions(git).items() if held == version and name == model]
     return Record(
         version=version,
-        aliases=tuple(sorted(aliases)),
+        aliases=tuple(versions.aliases_of(git, version)),
         code=facts["code"],
         data=facts["data"],
         datasets=_datasets(git, commit, parameters),
@@ -138,7 +135,7 @@ def read_record(git: Git, version: Version) -> Record:
 
 def _parameters(git: Git, commit: str, model: str) -> dict[str, Any]:
     text = git.read(commit, "params.yaml")
-    models = (yaml.safe_load(text) or {}).get("models", {}) if text else {}
+    models = (yaml12.load(text.decode()) or {}).get("models", {}) if text else {}
     if model not in models:
         raise GitError(f"commit {commit[:8]} has no params.yaml with {model}: it is not a version of that model")
     return dict(models[model])
@@ -165,6 +162,6 @@ def _stages(git: Git, commit: str, model: str, lock: dict[str, dict[str, Any]]) 
                 f"commit {commit[:8]} lacks {event.path(model, name)}: it is not a version that Retrace made"
             )
         told = json.loads(content)
-        facts = event.facts_of(content)
+        facts = told["run"]["facets"]["retrace"]
         found.append(StageRecord(name, told["run"]["runId"], facts["startedAt"], told["eventTime"], facts))
     return tuple(sorted(found, key=lambda stage: stage.started))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from retrace import versions
+from retrace import verdicts, versions
 from retrace.config import Settings
 from retrace.git import Git, Mirror
 from retrace.reader import last_day, reader
 from retrace.record import Record, StageRecord, read_record
 from retrace.register import gate_facts
+from retrace.verdicts import Verdict
 from retrace.versions import Assignment, Version
 
 _SHORT = 12
 _SHOWN_METRICS = 2  # the gate's come first; `retrace show` has them all
 
 
-def _aliases(git: Git) -> dict[str, list[str]]:
+def _aliases(git: Git, known: Iterable[Version]) -> dict[str, list[str]]:
     held: dict[str, list[str]] = {}
-    for (_, alias), version in versions.champions(git).items():
+    for (_, alias), version in versions.champions(git, known).items():
         held.setdefault(version.name, []).append(alias)
     return held
 
@@ -31,24 +32,27 @@ def log_lines(settings: Settings, model: str | None, as_json: bool) -> Iterator[
     """A line a version, newest last. Raises `UnknownModel`."""
     git = reader(settings)
     known = versions.versions(git) if model is None else versions.versions_of(git, model)
-    held = _aliases(git)
+    held, judged = _aliases(git, known), verdicts.newest(git, known)
     if as_json:
-        yield json.dumps([_summary(version, held.get(version.name, [])) for version in known], indent=1)
+        told = [_summary(item, held.get(item.name, []), judged.get(item.name)) for item in known]
+        yield json.dumps(told, indent=1)
         return
     if not known:
         yield "no versions yet; `retrace retrain MODEL` makes the first"
         return
-    rows = [("VERSION", "MADE", "DATA THROUGH", "HOLDOUT METRICS", "ALIAS")]
+    rows = [("VERSION", "MADE", "DATA THROUGH", "HOLDOUT METRICS", "VERDICT", "ALIAS")]
     for version in known:
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(version.metrics.items())[:_SHOWN_METRICS])
         made = f"{version.created.astimezone():%Y-%m-%d %H:%M}"
-        rows.append((version.name, made, last_day(version.through), metrics, " ".join(held.get(version.name, []))))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        verdict = judged[version.name].verdict if version.name in judged else "-"
+        aliases = " ".join(held.get(version.name, []))
+        rows.append((version.name, made, last_day(version.through), metrics, verdict, aliases))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _summary(version: Version, aliases: list[str]) -> dict[str, Any]:
+def _summary(version: Version, aliases: list[str], verdict: Verdict | None) -> dict[str, Any]:
     return {
         "version": version.name,
         "commit": version.commit,
@@ -56,7 +60,12 @@ def _summary(version: Version, aliases: list[str]) -> dict[str, Any]:
         "dataThrough": version.through.isoformat() if version.through else None,
         "metrics": version.metrics,
         "aliases": aliases,
+        "verdict": _verdict(verdict) if verdict else None,
     }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {"verdict": verdict.verdict, "when": verdict.when.isoformat(), "reason": verdict.reason}
 
 
 def show_lines(settings: Settings, name: str, as_json: bool) -> Iterator[str]:
@@ -67,8 +76,13 @@ def show_lines(settings: Settings, name: str, as_json: bool) -> Iterator[str]:
     head = git.fetch_ref(version.run_ref) if isinstance(git, Mirror) else git.resolve(version.run_ref)
     decision = gate_facts(git, version, head)
     given = [held for held in versions.assignments(git, version.model) if held.commit == version.commit]
+    judged = verdicts.verdicts(git, version)
     if as_json:
-        more = {"gate": decision and _gate(decision), "assignments": [_assignment(held) for held in given]}
+        more = {
+            "gate": decision and _gate(decision),
+            "assignments": [_assignment(held) for held in given],
+            "verdicts": [dict(verdict.facts) for verdict in judged],
+        }
         yield json.dumps(record.as_dict() | more, indent=1, sort_keys=True)
         return
     yield from _text(git, record, decision)
@@ -76,6 +90,11 @@ def show_lines(settings: Settings, name: str, as_json: bool) -> Iterator[str]:
         yield "  assignments"
     for held in given:
         yield f"    {held.name}  {held.created.astimezone():%Y-%m-%d %H:%M}  by {held.by}: {held.because}"
+    if judged:
+        yield "  verdicts"
+    for verdict in judged:
+        said = f"{verdict.verdict}: {verdict.reason}" if verdict.reason else verdict.verdict
+        yield f"    {verdict.when.astimezone():%Y-%m-%d %H:%M}  {said}"
 
 
 def _gate(decision: dict[str, Any]) -> dict[str, Any]:

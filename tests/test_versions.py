@@ -285,7 +285,10 @@ def test_whoever_holds_an_alias_keeps_the_tag_that_gave_it(three: Project) -> No
     assert tags(three) == before
     assert versions.assign(three.mirror, first, "shadow", "another alias").name == "alpha#shadow#1"
     assert assign(three, second) == "alpha#champion#2"
+    assert versions.aliases_of(three.mirror, first) == ["shadow"], "champion is another one now"
     assert assign(three, first) == "alpha#champion#3", "it was given back, which is news"
+    assert versions.aliases_of(three.mirror, first) == ["champion", "shadow"]
+    assert versions.aliases_of(three.mirror, second) == []
     assert before.items() < tags(three).items()
 
 
@@ -429,6 +432,7 @@ def test_an_alias_of_a_commit_that_is_no_version_is_ignored(three: Project) -> N
     assign(three, first)
     annotate(three, ("alpha#champion#2",))
     assert champion(three) == "alpha@v1"
+    assert versions.aliases_of(three.mirror, first) == [CHAMPION]
     assert assign(three, second) == "alpha#champion#3"
     assert versions.previous_holder(three.mirror, "alpha") == first
 
