@@ -24,6 +24,7 @@ down: .venv/.ready ## End what make up started
 	@$(BIN)/retrace down
 
 test: .venv/.ready-tests ## Run every test, with real servers
+	@command -v ssh-keygen >/dev/null || apt-get install -qq --yes openssh-client
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.ready-tests ## ruff, and mypy --strict on the engine

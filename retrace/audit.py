@@ -27,7 +27,7 @@ def due(git: Git, model: str) -> list[Version]:
     """
     own = versions.versions(git, model)
     known = verdicts.newest(git, own)
-    possible = [version for version in own if version.name not in known or "ticket" not in known[version.name].facts]
+    possible = [version for version in own if version.name not in known or known[version.name].ticket is None]
     champion = versions.champions(git, own).get((model, CHAMPION))
     first = [champion] if champion in possible else []
     others = [version for version in possible if version != champion]

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from retrace import environment, lease, versions
 from retrace.config import ConfigError, Params, Settings, UnknownModel
 from retrace.errors import RetraceError
+from retrace.forkserver import forkserver
 from retrace.git import Git, Mirror
+from retrace.process import child_environment
 from retrace.progress import Terminal
 from retrace.register import snapshot_facts
 from retrace.registry.early import import_early, store_made_early
@@ -74,7 +76,11 @@ def session(settings: Settings, mirror: Mirror) -> Iterator[Session]:
     log = settings.logs / "airflow.log"
     with dag_files(settings, mirror, code) as folder, quiet(log) as stream:
         terminal = Terminal(stream)
-        with terminal.listening(), airflow(settings.var, folder, slots=settings.stage_slots) as dags:
+        with (
+            forkserver(child_environment(), settings.logs / "forkserver.log"),
+            terminal.listening(),
+            airflow(settings.var, folder, slots=settings.stage_slots) as dags,
+        ):
             yield Session(settings, mirror, terminal, dags, log)
 
 

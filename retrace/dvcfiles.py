@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
@@ -80,7 +80,7 @@ def stages(text: str, where: str = "dvc.yaml") -> tuple[StageTemplate, ...]:
         )
     if not found:
         raise PipelineError(f"{where} has no stages")
-    return _in_order(found, where)
+    return in_order(found, where)
 
 
 def _parameters(items: Iterable[object]) -> Iterator[str]:
@@ -111,8 +111,23 @@ def check_parameters(params: Params, templates: Iterable[StageTemplate], where: 
                 )
 
 
-def _in_order(found: list[StageTemplate], where: str) -> tuple[StageTemplate, ...]:
-    ordered: list[StageTemplate] = []
+class Step(Protocol):
+    """What is put in order: it reads paths and writes paths."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dependencies(self) -> tuple[str, ...]: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+
+_Step = TypeVar("_Step", bound=Step)
+
+
+def in_order(found: Iterable[_Step], where: str) -> tuple[_Step, ...]:
+    """Producers before consumers, else as given. Raises `PipelineError` for stages that wait for each other."""
+    ordered: list[_Step] = []
     waiting = list(found)
     while waiting:
         pending = {path for stage in waiting for path in stage.outputs}
@@ -124,7 +139,7 @@ def _in_order(found: list[StageTemplate], where: str) -> tuple[StageTemplate, ..
     return tuple(ordered)
 
 
-def _needs(stage: StageTemplate, outputs: Iterable[str]) -> bool:
+def _needs(stage: Step, outputs: Iterable[str]) -> bool:
     return any(
         dependency == output or dependency.startswith(f"{output}/") or output.startswith(f"{dependency}/")
         for dependency in stage.dependencies

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 _BLOCK = 1 << 20
 
@@ -31,12 +34,48 @@ def is_directory_object(content: bytes, oid: str) -> bool:
     return f"{md5_of(content)}.dir" == oid
 
 
+def files_of(content: bytes, oid: str) -> dict[str, str] | None:
+    """Relative path -> md5 of the files in a list that DVC keeps under this name; None if these bytes are another one,
+    or if a path of it leads out of the folder."""
+    if not is_directory_object(content, oid):
+        return None
+    found = {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
+    paths = [PurePosixPath(path) for path in found]
+    return None if any(path.is_absolute() or ".." in path.parts for path in paths) else found
+
+
+def directory_oid(files: Mapping[str, str]) -> str:
+    """DVC's name for a folder of these files (relative path -> md5): the md5 of their sorted list, and `.dir`."""
+    entries = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
+    return f"{md5_of(json.dumps(entries, sort_keys=True).encode())}.dir"
+
+
+def oid_of(place: Path) -> str:
+    """DVC's name for a file or a folder as it is on disk."""
+    if not place.is_dir():
+        return hash_file(place).md5
+    files = [path for path in place.rglob("*") if path.is_file()]
+    return directory_oid({path.relative_to(place).as_posix(): hash_file(path).md5 for path in files})
+
+
 def hash_file(path: Path) -> FileHash:
     """Hash a file of any size in bounded memory."""
+    with open(path, "rb") as source:
+        return _hash(source, None)
+
+
+def copy_and_hash(source: BinaryIO, target: Path) -> FileHash:
+    """Write a stream to a new file and hash what went through."""
+    with open(target, "xb") as copy:
+        return _hash(source, copy)
+
+
+def _hash(source: BinaryIO, copy: BinaryIO | None) -> FileHash:
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
-    with open(path, "rb") as handle:
-        while block := handle.read(_BLOCK):
-            md5.update(block)
-            sha256.update(block)
-            size += len(block)
+    while block := source.read(_BLOCK):
+        md5.update(block)
+        sha256.update(block)
+        size += len(block)
+        if copy is not None:
+            copy.write(block)
     return FileHash(md5.hexdigest(), sha256.hexdigest(), size)

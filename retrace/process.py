@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from retrace import tombstones
+from retrace.child.server import REPORT_TO
 from retrace.config import Settings
 from retrace.errors import RetraceError, TransientError
+from retrace.forkserver import Forked, fork, serves
+from retrace.git import Mirror
 from retrace.workspace import Remote, Workspace, remote_of
 
 
@@ -47,6 +51,10 @@ class DependencyMissing(RetraceError):
 
 class ObjectLost(RetraceError):
     """An object that the record names is in neither cache nor remote."""
+
+
+class Forgotten(RetraceError):
+    """An object that a person's request removed for good."""
 
 
 class ObjectCorrupt(RetraceError):
@@ -93,9 +101,19 @@ _MESSAGES: dict[str, tuple[type[RetraceError], str]] = {
         "{path} (md5 {md5}) is neither in this machine's cache nor in the DVC remote {remote}; {count} missing in all; "
         "push it from a machine that has it",
     ),
+    "forgotten": (
+        Forgotten,
+        "{what}: {path} (md5 {md5}) was removed on request {ticket} and must not come back; go on with data, or with a "
+        "version, that is without it",
+    ),
     "object-corrupt": (
         ObjectCorrupt,
         "{path} (md5 {md5}) in {where} is not what the record says and was not used; replace it from a good copy",
+    ),
+    "not-deleted": (
+        RemoteRefused,
+        "the DVC remote {remote} still has {count} objects (md5 {md5} is one) after they were deleted; check that it "
+        "allows to delete, then run this again",
     ),
     "remote-unavailable": (
         RemoteUnavailable,
@@ -143,33 +161,45 @@ def _endpoint(remote: Remote) -> str | None:
 class Child:
     """DVC's process, which waits for its job on standard input; `reports` is where it says what it does."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     reports: int
     report_to: int
 
 
 @contextmanager
 def waiting_child(log: Path) -> Iterator[Child]:
-    """Start DVC's process; at the end of the block nothing of it is left. It imports DVC while others go on."""
+    """Start DVC's process; at the end of the block nothing of it is left.
+
+    A new one imports DVC while others go on; the server of a session forks one that has it.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "retrace.child"],
-            cwd=log.parent,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            pass_fds=(writing,),
-            start_new_session=True,
-        )
-    os.close(writing)
     try:
-        yield Child(process, reading, writing)
+        with open(log, "ab") as output:
+            if serves():
+                child = Child(fork(child_environment(), log.parent, writing, output), reading, REPORT_TO)
+            else:
+                child = Child(_started(log.parent, writing, output), reading, writing)
     finally:
-        _end_group(process)
+        os.close(writing)
+    try:
+        yield child
+    finally:
+        end_group(child.process)
         os.close(reading)
+
+
+def _started(folder: Path, writing: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "retrace.child"],
+        cwd=folder,
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        pass_fds=(writing,),
+        start_new_session=True,
+    )
 
 
 def run_job(
@@ -190,6 +220,7 @@ def run_job(
         "site_cache": str(job.workspace.site_cache),
         "report_to": child.report_to,
         "remote": {"shown": remote.shown, "endpoint": _endpoint(remote)},
+        "forgotten": tombstones.forbidden(_tombstones(settings), job.workspace.path),
     }
     try:
         assert child.process.stdin is not None
@@ -198,13 +229,19 @@ def run_job(
             child.process.stdin.flush()
         message = _follow(child.reports, job, follow)
     finally:
-        _end_group(child.process)
+        end_group(child.process)
     if "done" in message:
         return dict(message["done"])
     raise _error(settings, job, message)
 
 
-def _environment() -> dict[str, str]:
+def _tombstones(settings: Settings) -> dict[str, tombstones.Tombstone]:
+    """As the origin has them at this moment: this machine's cache may hold what another one has just removed."""
+    return tombstones.current(Mirror.open(settings.mirror, settings.origin))
+
+
+def child_environment() -> dict[str, str]:
+    """What DVC's process finds in its environment: its secrets, too; a stage's program sees none of it."""
     package = str(Path(__file__).resolve().parents[1])
     return {**os.environ, "PYTHONPATH": package, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}
 
@@ -233,7 +270,7 @@ def _follow(reading: int, job: Job, follow: Callable[[str], None] | None) -> dic
                 deadline = time.monotonic() + job.timeout if running and job.timeout is not None else None
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
+def end_group(child: subprocess.Popen[bytes] | Forked) -> None:
     """Kill the child and all that it started, and return when none of them runs any more."""
     if child.returncode is not None:
         return  # done before; its number may be another's by now

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from retrace.published import VERDICT, VERDICT_WHEN, Artifact, Dataset, Entry, E
 from retrace.record import RawDataset, Record, read_record
 from retrace.register import registered
 from retrace.registry import Registry
+from retrace.verdicts import Verdict
 from retrace.verify import require, require_holder
 from retrace.versions import Version
 from retrace.workspace import workspace
@@ -46,9 +47,16 @@ def _publish(
     settings: Settings, mirror: Mirror, registry: Registry, model: str, follow: Callable[[str], None]
 ) -> list[str]:
     held = registry.versions(model)
+    own = versions.versions(mirror, model)
+    judged = verdicts.newest(mirror, own)
     changes = []
-    for version in versions.versions(mirror, model):
+    for version in own:
         if held.get(version.number) == version.name:
+            continue
+        verdict = judged.get(version.name)
+        if verdict is not None and verdict.ticket is not None:
+            registry.forget(model, version.number, version.commit, verdict.ticket)
+            changes.append(f"{version.name} written without its files: forgotten on request {verdict.ticket}")
             continue
         follow(f"writes {version.name} to MLflow")
         require(settings, mirror, version, objects=False)  # the file to serve is compared with the record below
@@ -61,21 +69,19 @@ def _publish(
             require_holder(settings, mirror, version, alias, objects=False)
             registry.alias(model, alias, version.number)
             changes.append(f"{alias} -> v{version.number}")
-    return changes + _tell_verdicts(mirror, registry, model)
+    known = {version.number: judged[version.name] for version in own if version.name in judged}
+    return changes + _tell_verdicts(registry, model, known)
 
 
-def _tell_verdicts(mirror: Mirror, registry: Registry, model: str) -> list[str]:
+def _tell_verdicts(registry: Registry, model: str, judged: Mapping[int, Verdict]) -> list[str]:
     """Tags of what the last rebuild of each version said."""
-    known = {version.name: version for version in versions.versions(mirror, model)}
-    judged = verdicts.newest(mirror, known.values())
     held = registry.all_tags(model) if judged else {}
     changes = []
-    for name, verdict in judged.items():
-        number = known[name].number
+    for number, verdict in judged.items():
         told = {VERDICT: verdict.verdict, VERDICT_WHEN: verdict.when.isoformat(timespec="seconds")}
         if number in held and any(held[number].get(key) != value for key, value in told.items()):
             registry.tag(model, number, told)
-            changes.append(f"{name} is {verdict.verdict}")
+            changes.append(f"{verdict.version} is {verdict.verdict}")
     return changes
 
 

@@ -143,7 +143,7 @@ def _execute(
         "operation": "stage",
         "address": call.address,
         "run_cache": str(_run_cache(settings, call)),
-        "environment": stage_environment(settings, folder, space),
+        "environment": stage_environment(folder, space.site_cache / "home", settings.var / "scratch"),
         "sha256": recorded_sha256(mirror, call.commit, call.model),
         "statistics": str(settings.var / "statistics"),
     }
@@ -152,16 +152,18 @@ def _execute(
     return {**result, "environment": lock.digest, "machine": machine.describe(folder)}
 
 
-def stage_environment(settings: Settings, folder: Path, space: Workspace) -> dict[str, str]:
-    """The variables that a stage's program sees: fixed where they could change a result, and no secret among them."""
-    home = space.site_cache / "home"
+def stage_environment(environment: Path, home: Path, scratch: Path) -> dict[str, str]:
+    """The variables that a stage's program sees: fixed where they could change a result, and no secret among them.
+
+    `scratch` is where a stage may keep what lets it go on after an interruption.
+    """
     home.mkdir(parents=True, exist_ok=True)
     workers = os.environ.get("RETRACE_WORKERS") or str(os.cpu_count() or 1)
     return {
         **_FIXED,
-        "PATH": f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(home),
-        "RETRACE_SCRATCH": str(settings.var / "scratch"),
+        "RETRACE_SCRATCH": str(scratch),
         "RETRACE_WORKERS": workers,
     }
 

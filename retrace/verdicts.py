@@ -35,6 +35,11 @@ class Verdict:
         """One line: what departs or what is missing; empty for what is identical."""
         return str(self.facts.get("reason", ""))
 
+    @property
+    def ticket(self) -> str | None:
+        """The request on which the version's data was forgotten, if that is why it cannot be rebuilt."""
+        return self.facts.get("ticket")
+
 
 def ref_of(name: str) -> str:
     """The ref that keeps the verdicts on a version of that name."""
@@ -63,7 +68,7 @@ def _read(git: Git, which: str) -> list[Verdict]:
 def _parsed(text: str) -> Verdict:
     try:
         facts = json.loads(text.partition("\n\n")[2])
-        when = datetime.fromisoformat(facts["when"])
+        when = datetime.fromisoformat(facts["when"]).astimezone(UTC)
         return Verdict(facts["version"], facts["tag"], facts["verdict"], when, facts)
     except (ValueError, KeyError, TypeError):
         raise GitError(
@@ -81,7 +86,7 @@ def keep(mirror: Mirror, version: Version, verdict: str, facts: Mapping[str, Any
         "tag": version.tag_object,
         "commit": version.commit,
         "verdict": verdict,
-        "when": when.isoformat(timespec="seconds"),
+        "when": when.isoformat(),  # to the microsecond: no two machines may write the very same commit
     }
     text = f"{version.name}: {verdict}\n\n{json.dumps(whole, indent=1, sort_keys=True)}\n"
     ref = ref_of(version.name)

@@ -16,6 +16,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from retrace.child.declare import declare
+from retrace.child.fetch import fetch
+from retrace.child.objects import look_after
+from retrace.child.purge import purge
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.stage_run import StageRun
 from retrace.child.store import Store
@@ -57,7 +61,15 @@ def _bring(repo: Any, store: Store, request: dict[str, Any], reporter: Reporter)
     return {"paths": sorted(wanted)}
 
 
-_OPERATIONS = {"stage": _run_stage, "add": _add_partitions, "bring": _bring}
+_OPERATIONS = {
+    "stage": _run_stage,
+    "add": _add_partitions,
+    "bring": _bring,
+    "fetch": fetch,
+    "declare": declare,
+    "objects": look_after,
+    "purge": purge,
+}
 
 
 def _tame_s3_client() -> None:

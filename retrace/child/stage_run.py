@@ -119,9 +119,10 @@ class StageRun:
     def run(self) -> dict[str, Any]:
         self.reporter.phase("check")
         wanted = self.produced()
+        self.store.refuse_forgotten(wanted)
         self.store.pull(self.parts(wanted))  # the hash of a dependency of which these are parts needs the files
         if self.current(wanted):
-            self.store.push(self.request["address"], self.made())
+            self.store.push(self.request["address"], self.made(), remade=True)
             return {"skipped": True}
         self.reporter.phase("pull")
         files = self.store.pull(wanted)
@@ -146,7 +147,7 @@ class StageRun:
         self.reporter.phase("push")
         with ThreadPoolExecutor(1) as beside:
             described = beside.submit(self.statistics, record["lock"])
-            self.store.push(self.request["address"], self.made())
+            self.store.push(self.request["address"], self.made(), remade=True)
             statistics = described.result()
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
         code = {name for dep in self.dependencies for name in _files(dep.def_path)} - hashes.keys()

@@ -22,6 +22,7 @@ class Store:
         self.repo = repo
         self.shown: str = request["remote"]["shown"]
         self.endpoint: str | None = request["remote"]["endpoint"]
+        self.forgotten: dict[str, str] = request["forgotten"]
         self.reporter = reporter
         self.opened = time.time()
         self.cache = repo.cache.local
@@ -74,11 +75,13 @@ class Store:
         """Bring paths (path -> md5) into the workspace; file path -> md5 of all that was brought."""
         if not wanted:  # DVC takes no paths for all paths
             return {}
+        self.refuse_forgotten(wanted)
         with self.reached():
             missing_directories = self.absent(self.cache, {oid for oid in wanted.values() if oid.endswith(".dir")})
             lost = self.absent(self.remote, missing_directories)
             self._refuse_lost(lost, wanted)
             files = {name: md5 for path, oid in wanted.items() for name, md5 in self.contents(path, oid).items()}
+            self.refuse_forgotten(files)
             missing = self.absent(self.cache, set(files.values()))
             self._refuse_lost(self.absent(self.remote, missing), files)
             if missing:
@@ -90,6 +93,24 @@ class Store:
                 self._refuse_corrupt(missing, files, None)
         self.repo.checkout(list(wanted), force=True)
         return files
+
+    def refuse_forgotten(self, files: dict[str, str]) -> None:
+        """Neither use nor push what was removed on a person's request; the cache of a machine that has it drops it."""
+        met = {name: md5 for name, md5 in files.items() if md5 in self.forgotten}
+        for oid in set(met.values()):
+            self._drop(oid)
+        if met:
+            name, md5 = min(met.items())
+            raise Failure("forgotten", path=name, md5=md5, ticket=self.forgotten[md5])
+
+    def _drop(self, oid: str) -> None:
+        """Take an object that was forgotten out of this machine's cache, with those of its files that were, too."""
+        place = Path(self.cache.oid_to_path(oid))
+        if oid.endswith(".dir") and place.exists():
+            for entry in json.loads(place.read_bytes()):
+                if entry["md5"] in self.forgotten:
+                    Path(self.cache.oid_to_path(entry["md5"])).unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
     def _refuse_lost(self, lost: set[str], files: dict[str, str]) -> None:
         if lost:
@@ -129,10 +150,17 @@ class Store:
             raise Failure("object-corrupt", where=self.shown, path=name, md5=md5)
         return actual
 
-    def push(self, address: str, made: dict[str, str]) -> None:
-        """Push what a stage or a .dvc file tracks and make sure that the remote has every single object."""
+    def push(self, address: str, made: dict[str, str], *, remade: bool = False) -> None:
+        """Push what a stage or a .dvc file tracks and make sure that the remote has every single object.
+
+        `remade` is what comes from inputs that were all looked at: it holds nothing that was forgotten, whatever it is.
+        """
+        if not remade:
+            self.refuse_forgotten(made)
         with self.reached():
             files = {name: md5 for path, oid in made.items() for name, md5 in self.contents(path, oid).items()}
+            if not remade:
+                self.refuse_forgotten(files)
             oids = {*files.values(), *made.values()}
             absent = self.absent(self.remote, oids)
             if not absent:

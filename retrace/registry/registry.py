@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from retrace.errors import RetraceError
 from retrace.published import GIT_COMMIT, GIT_TAG, Entry
 from retrace.registry.contact import address, check_address, contact, prepare, probe, probe_artifacts, sqlite_file
+from retrace.registry.removal import mark, remove_files, stand_in
 from retrace.registry.servable import check_model_file, save_servable
 
 _UPLOAD_PATIENCE = 60
@@ -68,12 +69,32 @@ class Registry:
         with contact(self.uri, self._patience):
             return self._versions(model)
 
+    def download(self, model: str, number: int, path: str, folder: Path) -> Path:
+        """Bring a file of what MLflow would load as this version into a folder."""
+        with contact(self.uri, max(self._patience, _UPLOAD_PATIENCE)):
+            from mlflow.artifacts import download_artifacts
+
+            place = self._client.get_model_version_download_uri(model, str(number))
+            probe_artifacts(place, self._patience)
+            return Path(download_artifacts(artifact_uri=f"{place}/{path}", dst_path=str(folder), tracking_uri=self.uri))
+
     def alias(self, model: str, alias: str, number: int) -> None:
         """Let `models:/<model>@<alias>` be this version. Raises `RegistryConflict` if MLflow does not have it yet."""
         with contact(self.uri, self._patience):
             if number not in self._versions(model):
                 raise RegistryConflict(f"{self._here} has no {model}@v{number} yet; run `retrace sync`")
             self._client.set_registered_model_alias(model, alias, str(number))
+
+    def all_tags(self, model: str) -> dict[int, dict[str, str]]:
+        """The tags of every version of a model, by number."""
+        with contact(self.uri, self._patience):
+            return self._tags(model)
+
+    def tag(self, model: str, number: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, in place of those of the same names."""
+        with contact(self.uri, self._patience):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(model, str(number), key, value)
 
     def aliases(self, model: str) -> dict[str, int]:
         """The number behind each alias of a model; none for a model that MLflow does not know."""
@@ -86,6 +107,35 @@ class Registry:
         if alias in self.aliases(model):
             with contact(self.uri, self._patience):
                 self._client.delete_registered_model_alias(model, alias)
+
+    def forget(self, model: str, number: int, commit: str, ticket: str) -> None:
+        """Delete a version's files, those of its runs and logged models; its entry stays and says on whose request.
+
+        A version that MLflow has not been told of gets such an entry in its place. Repeating it changes nothing.
+        Raises `RegistryConflict` if the number is another's or is not next.
+        """
+        tag = f"{model}@v{number}"
+        with contact(self.uri, max(self._patience, _UPLOAD_PATIENCE)):
+            held = self._versions(model)
+            if number not in held and number != max(held, default=0) + 1:
+                raise RegistryConflict(f"{self._here} lacks versions of {model} before {tag}; run `retrace sync`")
+            if held.get(number, tag) != tag:
+                raise RegistryConflict(f"{self._here} has {held[number] or 'one made by hand'} in the place of {tag}")
+            experiment = self._experiment(model)
+            remove_files(self._client, *self._traces(experiment, tag), ticket)
+            if number not in held and stand_in(self._client, experiment, model, tag, commit, ticket) != number:
+                raise RegistryConflict(f"{self._here} gives {tag} another number: somebody deleted versions by hand")
+            mark(self._client, model, number, tag, ticket)
+
+    def _traces(self, experiment: str, tag: str) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Every run, deleted ones too, and every logged model of a version."""
+        from mlflow.entities import ViewType
+
+        query = f"tags.`{GIT_TAG}` = '{tag}'"
+        runs = _pages(
+            self._client.search_runs, experiment_ids=[experiment], filter_string=query, run_view_type=ViewType.ALL
+        )
+        return runs, _pages(self._client.search_logged_models, experiment_ids=[experiment], filter_string=query)
 
     @property
     def _here(self) -> str:
@@ -101,8 +151,11 @@ class Registry:
         return MlflowClient(self.uri)
 
     def _versions(self, model: str) -> dict[int, str]:
+        return {number: tags.get(GIT_TAG, "") for number, tags in self._tags(model).items()}
+
+    def _tags(self, model: str) -> dict[int, dict[str, str]]:
         found = _pages(self._client.search_model_versions, filter_string=f"name = '{model}'")
-        return dict(sorted((int(item.version), item.tags.get(GIT_TAG, "")) for item in found))
+        return {int(item.version): dict(item.tags) for item in sorted(found, key=lambda item: int(item.version))}
 
     def _registered(self, entry: Entry) -> str | None:
         """The run of the version if MLflow has it; a `RegistryConflict` if the number is another's or is not next."""

@@ -129,7 +129,7 @@ def test_the_demo_tells_each_step_and_ends_with_its_versions(story: Story) -> No
     assert told["evaluate"] == "evaluated alpha: accuracy 0.8" and told["register"] == "alpha@v2"
     assert told["gate"].startswith("alpha@v2 is champion: accuracy 0.8 >= 0.5; cost 0.2 <= champion's 0.2 + 0.01")
     assert told["publish"] == "alpha@v2 written; champion -> v2"
-    assert re.search(r"\nalpha@v2 +\S+ \S+ +2013-03-31 +accuracy 0.8 +cost 0.2 +champion\n", text)
+    assert re.search(r"\nalpha@v2 +\S+ \S+ +2013-03-31 +accuracy 0.8 +cost 0.2 +- +champion\n", text)
     assert story.demo.err == ""
     assert (story.again.code, story.again.err) == (0, "")
     assert story.again.out.startswith("everything is done already")
