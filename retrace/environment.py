@@ -22,6 +22,10 @@ from retrace.git import Git, locked
 REQUIREMENTS = "pipeline/requirements.txt"
 PYTHON_VERSION = "pipeline/.python-version"
 _COMPLETE = ".complete"
+# What uv says of an index that is down, overloaded or wants other credentials: nothing about what it serves.
+_UNAVAILABLE = re.compile(
+    r"dns error|error sending request|[Cc]onnect|timed out|server error|\b40[13]\b|lack of valid authentication"
+)
 
 
 class EnvironmentFailed(RetraceError):
@@ -45,13 +49,17 @@ class EnvironmentLock:
         return hashlib.sha256(self.python.encode() + b"\n" + self.requirements).hexdigest()
 
     @property
+    def _lines(self) -> list[str]:
+        return self.requirements.decode().splitlines()
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """The pinned packages (`name==version`) that are installed for this Python on this machine."""
         from packaging.requirements import Requirement
 
         full = self.python if self.python.count(".") == 2 else f"{self.python}.0"
         here = {"python_version": ".".join(self.python.split(".")[:2]), "python_full_version": full}
-        lines = [line.removesuffix("\\").strip() for line in self.requirements.decode().splitlines()]
+        lines = [line.removesuffix("\\").partition(" --")[0].strip() for line in self._lines]
         wanted = [Requirement(line) for line in lines if line[:1].isalnum()]
         applying = [item for item in wanted if item.marker is None or item.marker.evaluate(here)]
         return tuple(f"{item.name}{item.specifier}" for item in applying)
@@ -116,6 +124,6 @@ def _uv(arguments: list[str], lock: EnvironmentLock) -> None:
     reason = " ".join(done.stderr.split())[:400]
     if "No interpreter found" in reason or "no-python-downloads" in reason:
         raise EnvironmentFailed(f"this commit's stages need Python {lock.python}, which is not installed; install it")
-    if re.search(r"dns error|error sending request|[Cc]onnect|timed out", reason):
+    if _UNAVAILABLE.search(reason):
         raise IndexUnavailable(f"the package index did not answer while the stages' environment was made: {reason}")
     raise EnvironmentFailed(f"the environment {lock.digest[:16]} cannot be made from {REQUIREMENTS}: {reason}")

@@ -15,14 +15,14 @@ from typing import Any
 from retrace import verdicts, versions
 from retrace.config import Settings
 from retrace.git import Mirror
-from retrace.process import DiskFull
 from retrace.progress import overwritten
 from retrace.rebuild.conditions import Conditions, varied
 from retrace.rebuild.rebuild import Follow, Rebuilt, rebuild
 from retrace.rebuild.sandbox import Kind, kinds
+from retrace.rebuild.stage import disk_full_told
 from retrace.verdicts import DIFFERENT, EQUIVALENT, IDENTICAL, IMPOSSIBLE, Verdict
 from retrace.versions import Version
-from retrace.workspace import workspace
+from retrace.workspace import Workspace, workspace
 
 EXIT_CODES = {IDENTICAL: 0, EQUIVALENT: 3, DIFFERENT: 4, IMPOSSIBLE: 5}
 _SHOWN = 5  # of what is missing, in one line
@@ -50,25 +50,28 @@ def reproduce(
 
     Raises what says nothing about the version: an index or remote that is down, a full disk, a timeout.
     """
-    conditions = varied() if vary else Conditions()
-    kept = None
-    try:
-        with workspace(settings, mirror, version.commit, f"{version.model}--rebuild-v{version.number}") as space:
-            logs = settings.logs / version.model / space.path.name
-            result = rebuild(settings, mirror, version, space, kind or kinds()[0], conditions, logs, follow)
-            if judge(result) == IDENTICAL:
-                shutil.rmtree(logs, ignore_errors=True)
-            if keep:
-                kept = settings.var / "rebuilds" / f"{version.name}--{datetime.now(UTC):%Y%m%dT%H%M%S}"
-                kept.mkdir(parents=True)
-                shutil.move(space.path, kept / "tree")
-                shutil.move(space.site_cache / conditions.folder, kept / "views")
-    except OSError as error:
-        if error.errno != 28:
-            raise
-        raise DiskFull(f"no space left on this machine; free some below {settings.var} and run this again") from None
+    kind = kind or kinds()[0]
+    conditions = varied(kind) if vary else Conditions()
+    key = f"{version.model}--rebuild-v{version.number}"
+    with disk_full_told(settings.var), workspace(settings, mirror, version.commit, key) as space:
+        logs = settings.logs / version.model / space.path.name
+        result = rebuild(settings, mirror, version, space, kind, conditions, logs, follow)
+        if judge(result) == IDENTICAL:
+            shutil.rmtree(logs, ignore_errors=True)
+        kept = _keep(settings, version, space, conditions) if keep else None
     kept_verdict = verdicts.keep(mirror, version, judge(result), facts(result))
     return Reproduction(kept_verdict, result, kept)
+
+
+def _keep(settings: Settings, version: Version, space: Workspace, conditions: Conditions) -> Path:
+    """Put a rebuild's checkout and its stages' views, as far as there are any, where nobody removes them."""
+    kept = settings.var / "rebuilds" / f"{version.name}--{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+    kept.mkdir(parents=True)
+    shutil.move(space.path, kept / "tree")
+    views = space.site_cache / conditions.folder
+    if views.exists():
+        shutil.move(views, kept / "views")
+    return kept
 
 
 def judge(result: Rebuilt) -> str:
@@ -89,7 +92,9 @@ def facts(result: Rebuilt) -> dict[str, Any]:
     """What a verdict keeps of a rebuild."""
     changed = {key: [result.recorded[key], result.here.get(key)] for key in result.recorded}
     first = result.first
+    forgotten = {"ticket": result.ticket} if result.ticket is not None else {}
     return {
+        **forgotten,
         "reason": _reason(result),
         "first": first.stage.address if first else None,
         "stages": [outcome.as_dict() for outcome in result.stages],

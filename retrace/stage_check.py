@@ -15,8 +15,9 @@ from retrace.rebuild import raw
 from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.declared import of_checkout, outputs_of
 from retrace.rebuild.sandbox import kinds
-from retrace.rebuild.stage import Surroundings
+from retrace.rebuild.stage import Surroundings, disk_full_told
 from retrace.rebuild.twice import run_twice, take_over
+from retrace.rebuild.view import clear
 from retrace.runs import code_commit, data_as_of, with_data
 from retrace.workspace import workspace
 
@@ -32,10 +33,12 @@ def check_stages(settings: Settings, follow: Callable[[str], None]) -> list[str]
     data = data_as_of(mirror, None).commit
     commit = mirror.write_commit(code, with_data(mirror, code, data), [code, data], "for a check of the stages")
     folder = environment.ensure(EnvironmentLock.of_commit(mirror, commit), settings.environments)
-    with workspace(settings, mirror, commit, "doctor--stages") as space:
+    with disk_full_told(settings.var), workspace(settings, mirror, commit, "doctor--stages") as space:
         logs = settings.logs / "doctor" / space.path.name
         stages = of_checkout(settings, space, logs / "dvc.log")
         made = outputs_of(stages)
+        for path in made:
+            clear(space.path / path)
         wanted, contradictions = raw.tracked(
             space.path, {path for stage in stages for path in stage.dependencies} - made
         )

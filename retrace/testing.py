@@ -11,7 +11,7 @@ from retrace.environment import EnvironmentLock
 from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.declared import of_checkout
 from retrace.rebuild.sandbox import kinds
-from retrace.rebuild.stage import Surroundings
+from retrace.rebuild.stage import Surroundings, disk_full_told
 from retrace.rebuild.twice import run_twice
 from retrace.workspace import Workspace, temporary_folder
 
@@ -27,7 +27,7 @@ def assert_deterministic(stage: str, root: Path | None = None) -> None:
     """
     settings = Settings.load(root or find_root(Path.cwd()))
     folder = environment.ensure(EnvironmentLock.of_folder(settings.root), settings.environments)
-    with temporary_folder(settings, "views") as site:
+    with disk_full_told(settings.var), temporary_folder(settings, "views") as site:
         logs = settings.logs / f"views-{os.getpid()}"
         known = {
             item.address: item for item in of_checkout(settings, Workspace(settings.root, "", site), logs / "dvc.log")

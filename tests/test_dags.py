@@ -124,8 +124,9 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 def test_a_model_has_a_dag_of_its_own_with_a_task_per_stage_in_order(
     real: Mapping[str, Any], toys: Mapping[str, Any]
 ) -> None:
-    assert set(real["dags"]) == {"ingest", "sync", *yaml.safe_load((ROOT / "params.yaml").read_text())["models"]}
-    assert set(toys["dags"]) == {"ingest", "sync", "alpha", "beta"}
+    own = {"audit", "doctor", "ingest", "sync"}
+    assert set(real["dags"]) == own | set(yaml.safe_load((ROOT / "params.yaml").read_text())["models"])
+    assert set(toys["dags"]) == own | {"alpha", "beta"}
     for described in (real, toys):
         for name, dag in described["dags"].items():
             tasks = dag["tasks"]
@@ -133,8 +134,12 @@ def test_a_model_has_a_dag_of_its_own_with_a_task_per_stage_in_order(
             if name == "ingest":
                 assert list(tasks) == ["ingest"] and tasks["ingest"]["outlets"] == ["retrace://data/raw"]
                 continue
-            if name == "sync":
-                assert list(tasks) == ["sync"] and tasks["sync"]["outlets"] == []
+            if name == "audit":
+                assert set(tasks) == described["dags"].keys() - own
+                assert all(not task["upstream"] and not task["outlets"] for task in tasks.values())
+                continue
+            if name in ("doctor", "sync"):
+                assert list(tasks) == [name] and tasks[name]["outlets"] == []
                 continue
             assert sorted(tasks) == sorted(RETRAIN)
             work = RETRAIN[:-1]
@@ -149,6 +154,8 @@ def test_stages_share_a_pool_and_everything_that_works_has_a_timeout(real: Mappi
         tasks = real["dags"][name]["tasks"]
         heavy = {task for task, facts in tasks.items() if facts["pool"] == "retrace_stages"}
         assert heavy == {*STAGES, "gate"}
+        rebuilds = real["dags"]["audit"]["tasks"][name]
+        assert rebuilds["pool"] == "retrace_stages" and rebuilds["timeout"] == 6 * 3600
         stage_seconds = model["timeout_minutes"] * 60
         for task in RETRAIN[:-1]:
             least = stage_seconds if task in STAGES else 0
@@ -175,6 +182,8 @@ def test_schedules_are_those_of_params_yaml(real: Mapping[str, Any], toys: Mappi
     assert found == {
         "ingest": {"cron": "0 5 2 * *", "assets": []},
         "sync": {"cron": "*/15 * * * *", "assets": []},
+        "audit": {"cron": "0 3 * * 0", "assets": []},
+        "doctor": {"cron": "0 6 * * *", "assets": []},
         "late_arrival": {"cron": "0 7 3 * *", "assets": data},
         "air_time": {"cron": None, "assets": data},
     }
@@ -182,6 +191,8 @@ def test_schedules_are_those_of_params_yaml(real: Mapping[str, Any], toys: Mappi
     assert found == {
         "ingest": {"cron": None, "assets": []},
         "sync": {"cron": "*/15 * * * *", "assets": []},
+        "audit": {"cron": "0 3 * * 0", "assets": []},
+        "doctor": {"cron": "0 6 * * *", "assets": []},
         "alpha": {"cron": None, "assets": data},
         "beta": {"cron": "30 6 * * 1", "assets": []},
     }
@@ -206,7 +217,7 @@ def test_a_broken_params_yaml_is_one_clear_line_among_airflows_import_errors(
 ) -> None:
     project = toy(tmp_path / "project", change)
     errors = run(project / "dags", tmp_path / "var", ERRORS, str(project / "dags"))
-    assert len(errors) == 3
+    assert len(errors) == len(list((project / "dags").glob("*.py")))
     for error in errors.values():
         line = error.strip().splitlines()[-1]
         assert line.startswith(f"retrace.config.ConfigError: {project / 'params.yaml'}: ") and part in line
@@ -215,8 +226,11 @@ def test_a_broken_params_yaml_is_one_clear_line_among_airflows_import_errors(
 def test_a_task_says_what_its_event_says(real: Mapping[str, Any]) -> None:
     """What Airflow tells live of owner and purpose would hide what the committed event tells."""
     tasks = real["dags"]["late_arrival"]["tasks"]
-    assert {facts["owner"] for facts in tasks.values()} == {"team:arrivals"}
+    audited = real["dags"]["audit"]["tasks"]["late_arrival"]
+    assert {facts["owner"] for facts in (audited, *tasks.values())} == {"team:arrivals"}
+    assert audited["doc"] == documentation("late_arrival", "audit")
     assert real["dags"]["ingest"]["tasks"]["ingest"]["owner"] == "team:operations"
     train = "DVC stage train@late_arrival: python -m pipeline.train late_arrival"
     assert tasks["train"]["doc"] == train
     assert tasks["register"]["doc"] == documentation("late_arrival", "register")
+    assert real["dags"]["doctor"]["tasks"]["doctor"]["doc"] == documentation("doctor", "doctor")

@@ -323,6 +323,11 @@ def test_a_stage_sees_no_secret(project: Project, monkeypatch: pytest.MonkeyPatc
     assert Path(seen["HOME"]).is_relative_to(project.settings.workspaces)
 
 
+def test_packages_are_read_from_locks_of_either_form() -> None:
+    lock = environment.EnvironmentLock("3.11", b"one==1.0 --hash=sha256:aa\ntwo==2.0 \\\n    --hash=sha256:bb\n")
+    assert lock.packages == ("one==1.0", "two==2.0")
+
+
 def test_an_environment_that_cannot_be_made_fails_the_stage(project: Project) -> None:
     (project.root / "pipeline/requirements.txt").write_text("no-such-package-of-retrace==1\n")
     project.commit()

@@ -17,7 +17,7 @@ def declare(repo: Any, store: Store, request: dict[str, Any], reporter: Reporter
 def _of(stage: Any) -> dict[str, Any]:
     return {
         "address": stage.addressing,
-        "command": stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd),
+        "command": stage.cmd,
         "dependencies": [dep.def_path for dep in stage.deps if not hasattr(dep, "params")],
         "parameters": {dep.def_path: list(dep.params) for dep in stage.deps if hasattr(dep, "params")},
         "outputs": [out.def_path for out in stage.outs],

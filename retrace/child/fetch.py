@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from retrace.child.report import Reporter
 from retrace.child.store import Store
-from retrace.hashing import copy_and_hash, is_directory_object
+from retrace.hashing import copy_and_hash, files_of
 
 _AT_ONCE = 8
 
 
 def fetch(repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """`request["objects"]` are {"path", "md5", "sha256" or None}; a folder (`.dir`) stands for its files."""
+    """`request["objects"]` are {"path", "md5", "sha256" or None}; a folder (`.dir`) stands for its files.
+
+    The result has the paths that are `missing` or `corrupt`, and the md5 of each.
+    """
     reporter.phase("pull")
-    lost: list[str] = []
+    lost: list[dict[str, Any]] = []
     with store.reached(), ThreadPoolExecutor(_AT_ONCE) as pool:
         wanted = [file for item in request["objects"] for file in _files(store, item, lost)]
         found = list(pool.map(lambda item: _bring(store, item), wanted))
+    lost += [item for item, state in zip(wanted, found, strict=True) if state == "missing"]
+    corrupt = [item for item, state in zip(wanted, found, strict=True) if state == "corrupt"]
     return {
-        "missing": lost + [item["path"] for item, state in zip(wanted, found, strict=True) if state == "missing"],
-        "corrupt": [item["path"] for item, state in zip(wanted, found, strict=True) if state == "corrupt"],
+        "missing": [item["path"] for item in lost],
+        "corrupt": [item["path"] for item in corrupt],
+        "md5s": {item["path"]: item["md5"] for item in (*lost, *corrupt)},
     }
 
 
-def _files(store: Store, item: dict[str, Any], lost: list[str]) -> list[dict[str, Any]]:
+def _files(store: Store, item: dict[str, Any], lost: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not item["md5"].endswith(".dir"):
         return [item]
     try:
         content: bytes = store.remote.fs.cat_file(store.remote.oid_to_path(item["md5"]))
     except FileNotFoundError:
         content = b""
-    if not is_directory_object(content, item["md5"]):
-        lost.append(item["path"])
+    files = files_of(content, item["md5"])
+    if files is None:
+        lost.append(item)
         return []
-    return [
-        {"path": f"{item['path']}/{entry['relpath']}", "md5": entry["md5"], "sha256": None}
-        for entry in json.loads(content)
-    ]
+    return [{"path": f"{item['path']}/{name}", "md5": md5, "sha256": None} for name, md5 in files.items()]
 
 
 def _bring(store: Store, item: dict[str, Any]) -> str:

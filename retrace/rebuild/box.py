@@ -1,5 +1,7 @@
 """The process around a stage in a rebuild: `python -I -S box.py`, with one line of JSON on standard input.
 
+With a host name as its argument it only says, by its exit code, whether it may take that name.
+
 It changes what is to be changed (host name, processors, umask), shuts the stage in by Landlock where it is asked to,
 says the stage's exit code on the descriptor that it is given, and waits to be ended with all that the stage has left.
 When its own standard input closes it ends the whole process group itself: a stage does not outlive a rebuild that was
@@ -21,6 +23,7 @@ from typing import Any
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH = 1
+FAILED = "the sandbox could not be made"  # what is said when it was not
 _NO_NEW_PRIVILEGES = 38
 _NEW_USER, _NEW_HOST = 0x10000000, 0x04000000
 # The rights of each version of the interface, by bit.
@@ -83,13 +86,22 @@ def _allow(library: Any, rules: int, path: str, rights: int) -> None:
 def rename_host(name: str) -> bool:
     """Give this process a host name of its own; whether this machine lets it."""
     library = ctypes.CDLL(None)
-    if library.unshare(_NEW_HOST) != 0 and library.unshare(_NEW_USER | _NEW_HOST) != 0:
-        return False
     try:
+        if library.unshare(_NEW_HOST) != 0:
+            _unshare_unprivileged(library, os.getuid(), os.getgid())
         socket.sethostname(name)
     except OSError:
         return False
     return True
+
+
+def _unshare_unprivileged(library: Any, user: int, group: int) -> None:
+    """Get the namespace of a host name by one of users, in which this process stays who it is."""
+    if library.unshare(_NEW_USER | _NEW_HOST) != 0:
+        raise PermissionError("no namespaces for this user")
+    for file, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with open(f"/proc/self/{file}", "w") as handle:
+            handle.write(line)
 
 
 def _die_with_parent(group: int) -> None:
@@ -98,14 +110,16 @@ def _die_with_parent(group: int) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:]:
+        sys.exit(0 if rename_host(sys.argv[1]) else 1)
     request = json.loads(sys.stdin.buffer.readline())
+    if request["host"]:
+        rename_host(request["host"])  # before there is a thread: then a process may not leave its user namespace
     threading.Thread(target=_die_with_parent, args=(os.getpgrp(),), daemon=True).start()
     os.chdir(request["folder"])
     os.umask(request["umask"])
     if request["processors"]:
         os.sched_setaffinity(0, request["processors"])
-    if request["host"]:
-        rename_host(request["host"])
     stage = os.fork()
     if stage == 0:
         os.close(request["report_to"])
@@ -115,7 +129,7 @@ def main() -> None:
                 shut_in(request["landlock"]["readable"], request["landlock"]["writable"])
             os.execve(request["command"][0], request["command"], request["environment"])
         except OSError as error:
-            print(f"the sandbox could not be made: {error}", file=sys.stderr, flush=True)
+            print(f"{FAILED}: {error}", file=sys.stderr, flush=True)
             os._exit(126)
     _, status = os.waitpid(stage, 0)
     os.write(request["report_to"], b"%d" % os.waitstatus_to_exitcode(status))

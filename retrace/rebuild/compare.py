@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retrace import yaml12
-from retrace.hashing import hash_file, oid_of
+from retrace.dvcfiles import pointer_md5
+from retrace.hashing import FileHash, directory_oid, hash_file, oid_of
 from retrace.rebuild.declared import Declared
 
 DIGITS = 6  # to which metrics are rounded: another processor may change what comes after
@@ -39,43 +41,58 @@ def departures(stage: Declared, made: Path, recorded: Mapping[str, Mapping[str, 
         if not place.exists():
             found.append(Departure(path, wanted, "not made", ()))
             continue
-        oid = oid_of(place)
-        files = _differing(made, path, recorded)
+        hashes = _hashes(place)
+        oid = hashes[""].md5 if "" in hashes else directory_oid({name: file.md5 for name, file in hashes.items()})
+        files = _differing({f"{path}/{name}".rstrip("/"): file for name, file in hashes.items()}, path, recorded)
         if oid != wanted or files:
             found.append(Departure(path, wanted, oid, files))
     return found
 
 
-def _differing(made: Path, path: str, recorded: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    place = made / path
-    here = [place] if place.is_file() else [item for item in place.rglob("*") if item.is_file()]
-    names = {item.relative_to(made).as_posix() for item in here}
+def _hashes(place: Path) -> dict[str, FileHash]:
+    """Every file below a folder by its relative path; a file itself under the empty one."""
+    if place.is_file():
+        return {"": hash_file(place)}
+    files = [item for item in place.rglob("*") if item.is_file()]
+    return {item.relative_to(place).as_posix(): hash_file(item) for item in files}
+
+
+def _differing(here: Mapping[str, FileHash], path: str, recorded: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     told = {name for name in recorded if name == path or name.startswith(f"{path}/")}
-    changed = {name for name in names & told if hash_file(made / name).sha256 != recorded[name]["sha256"]}
-    return tuple(sorted(changed | (names ^ told if told else set())))
+    changed = {name for name in here.keys() & told if here[name].sha256 != recorded[name]["sha256"]}
+    return tuple(sorted(changed | (here.keys() ^ told if told else set())))
 
 
-def contradictions(tree: Path, stages: Iterable[Declared], facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def contradictions(tree: Path, stages: Sequence[Declared], facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where a commit contradicts itself: its dvc.lock against its files, its params.yaml and its stages' events.
 
     DVC and Retrace write all of them at once; who finds one here finds what somebody edited by hand.
     """
+    made = {path: md5 for stage in stages for path, md5 in stage.made.items()}
     found = []
     for stage in stages:
         told = facts[stage.name]
         known = {str(output["path"]): str(output["md5"]) for output in told["outputs"]}
-        for path, md5 in stage.made.items():
-            if known.get(path) != md5:
-                found.append(
-                    f"dvc.lock says that {stage.address} made {path} as {md5}, its event says {known.get(path)}"
-                )
+        for path in {**stage.made, **known}:
+            locked, event = stage.made.get(path, "none"), known.get(path, "none")
+            if locked != event:
+                found.append(f"dvc.lock has md5 {locked} for {path} of {stage.address}, the stage's event has {event}")
         for path, md5 in stage.read.items():
-            if (tree / path).is_file() and oid_of(tree / path) != md5:
-                found.append(f"dvc.lock says that {stage.address} read {path} as {md5}, the commit has another")
-        for name, keys in stage.parameters.items():
-            if name == "params.yaml":
-                found += _changed_parameters(tree / name, stage, keys, told["parameters"])
+            here = made.get(path) or _in_commit(tree, path)
+            if here not in (None, md5):
+                found.append(f"dvc.lock says that {stage.address} read {path} with md5 {md5}; here it is {here}")
+        if "params.yaml" in stage.parameters:
+            keys = dict.fromkeys((*stage.parameters["params.yaml"], *told["parameters"]))
+            found += _changed_parameters(tree / "params.yaml", stage, keys, told["parameters"])
     return found
+
+
+def _in_commit(tree: Path, path: str) -> str | None:
+    """The md5 of what a checkout of git alone has under a path: a file, or a pointer to data."""
+    pointer = tree / f"{path}.dvc"
+    if pointer.is_file():
+        return pointer_md5(pointer.read_bytes(), f"{path}.dvc")
+    return oid_of(tree / path) if (tree / path).is_file() else None
 
 
 def _changed_parameters(file: Path, stage: Declared, keys: Iterable[str], recorded: Mapping[str, Any]) -> Iterable[str]:
@@ -84,8 +101,12 @@ def _changed_parameters(file: Path, stage: Declared, keys: Iterable[str], record
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if json.dumps(value, sort_keys=True) != json.dumps(recorded.get(key), sort_keys=True):
+        if _text(value) != _text(recorded.get(key)):
             yield f"{stage.address} ran with another {key} than params.yaml of its commit has"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)  # a date, say, which no event can hold
 
 
 @dataclass(frozen=True)
@@ -114,8 +135,8 @@ def metric_changes(recorded: bytes | None, found: bytes | None) -> list[MetricCh
     return [change for change in changes if _rounded(change.recorded) != _rounded(change.found)]
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS)
+def _rounded(value: float | None) -> float | str | None:
+    return None if value is None else "nan" if math.isnan(value) else round(value, DIGITS)
 
 
 def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:

@@ -6,8 +6,11 @@ https://reproducible-builds.org/docs/env-variations/
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass, field
+
+from retrace.rebuild.sandbox import Kind, may_rename_host
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,16 @@ class Conditions:
     names: tuple[str, ...] = ()
 
 
-def varied() -> Conditions:
-    """Another folder, HOME, host name, hash seed, time zone, locale, umask, allocator fill, and one processor."""
-    locale = _another_locale()
+def varied(kind: Kind) -> Conditions:
+    """Another folder, HOME, host name, hash seed, time zone, locale, umask, allocator fill, and one processor.
+
+    The host name stays where this machine lets nobody change it in such a sandbox.
+    """
+    locale, renamed = _another_locale(), may_rename_host(kind)
     return Conditions(
         folder="another place/deeper",
         home="somebody else",
-        host="elsewhere",
+        host="elsewhere" if renamed else None,
         umask=0o077,
         processors=(min(os.sched_getaffinity(0)),),
         variables={
@@ -43,7 +49,7 @@ def varied() -> Conditions:
         names=(
             "folder",
             "home",
-            "host name",
+            *(["host name"] if renamed else []),
             "hash seed",
             "time zone",
             f"locale ({locale})",
@@ -56,5 +62,7 @@ def varied() -> Conditions:
 
 def _another_locale() -> str:
     """One that is not the runs' C.UTF-8 and that this machine has; plain C where it has no other."""
-    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=False).stdout.split()
-    return next((name for name in listed if name.lower() not in ("c", "posix", "c.utf8", "c.utf-8")), "C")
+    program = shutil.which("locale")
+    listed = subprocess.run([program, "-a"], capture_output=True, check=False).stdout if program else b""
+    names = listed.decode("ascii", errors="ignore").split()  # a few are in encodings of their own
+    return next((name for name in names if name.lower() not in ("c", "posix", "c.utf8", "c.utf-8")), "C")

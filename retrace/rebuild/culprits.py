@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrace import yaml12
 from retrace.rebuild.declared import Declared
+from retrace.rebuild.view import STRUCTURED
 
 _QUOTED = re.compile(r"['\"`]([^'\"`\s]+)['\"`]|(?<![\w/])([\w.-]+(?:/[\w.-]+)+)")
+
+_IMPORTED = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")
 
 
 def culprits(said: str, tree: Path, stage: Declared) -> list[str]:
     """In words, what the line names that the tree has and the stage does not declare."""
     names = [first or second for first, second in _QUOTED.findall(said)]
+    names += [f"{package}.{name}" for name, package in _IMPORTED.findall(said)]
     found = [text for name in names for text in (*_files(name, tree, stage), *_parameters(name, tree, stage))]
     return list(dict.fromkeys(found))
 
@@ -23,13 +28,16 @@ def culprits(said: str, tree: Path, stage: Declared) -> list[str]:
 def _files(name: str, tree: Path, stage: Declared) -> Iterable[str]:
     module = name.replace(".", "/")
     for path in (name, f"{module}.py", f"{module}/__init__.py"):
-        known = any(path == own or path.startswith(f"{own}/") for own in (*stage.dependencies, *stage.outputs))
-        if not path.startswith(("/", "..")) and (tree / path).is_file() and not known and path not in stage.parameters:
+        declared = (*stage.dependencies, *stage.outputs, *stage.parameters)
+        known = any(path == own or path.startswith(f"{own}/") for own in declared)
+        if not known and not path.startswith(("/", "..")) and os.path.isfile(tree / path):
             yield f"reads {path}, which it does not declare"
 
 
 def _parameters(name: str, tree: Path, stage: Declared) -> Iterable[str]:
     for file, declared in stage.parameters.items():
+        if PurePosixPath(file).suffix not in STRUCTURED:
+            continue
         for key in _keys(yaml12.load((tree / file).read_text())):
             covered = any(key == own or key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in declared)
             if key.rpartition(".")[2] == name and not covered and _of_model(key, stage):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrace.config import Settings
-from retrace.dvcfiles import in_order
+from retrace.dvcfiles import PipelineError, in_order
 from retrace.process import Job, run_job
 from retrace.workspace import Workspace
 
@@ -18,7 +18,8 @@ class Declared:
     """A stage of one model: its command line, the paths that it reads and writes, the parameters that it names.
 
     `parameters` are keys by file. `made` and `read` are, by path, the md5 that the lock records of an output or a
-    dependency (`.dir` for a folder); empty where there is no lock.
+    dependency (`.dir` for a folder); empty where there is no lock. Raises `PipelineError` for a path that leads out of
+    the repository, which a rebuild can neither have nor may write to.
     """
 
     address: str
@@ -29,21 +30,40 @@ class Declared:
     made: Mapping[str, str] = field(default_factory=dict)
     read: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if "/" in self.address:
+            raise PipelineError(f"{self.address!r} is no name of a stage")
+        for path in (*self.dependencies, *self.parameters, *self.outputs):
+            parts = PurePosixPath(path).parts
+            if not parts or parts[0] in ("/", ".git") or ".." in parts:
+                raise PipelineError(f"{self.address} names {path!r}, which is not a path inside the repository")
+
     @property
     def name(self) -> str:
         return self.address.partition("@")[0]
 
 
 def of_lock(entries: Mapping[str, dict[str, Any]], where: str) -> tuple[Declared, ...]:
-    """The stages of a lock (of one model), producers before consumers."""
-    return in_order([_of_entry(address, entry) for address, entry in sorted(entries.items())], where)
+    """The stages of a lock (of one model), producers before consumers. Raises `PipelineError`."""
+    found = []
+    for address, entry in sorted(entries.items()):
+        try:
+            found.append(_of_entry(address, entry))
+        except (AttributeError, KeyError, TypeError):
+            raise PipelineError(f"{where}: the entry of {address} is not one that DVC wrote") from None
+    return in_order(found, where)
+
+
+def _command(lines: str | list[str]) -> str:
+    """One command line, of what may be several in dvc.yaml: each in a shell of its own, up to the first that fails."""
+    return lines if isinstance(lines, str) else " && ".join(f"({line})" for line in lines)
 
 
 def _of_entry(address: str, entry: Mapping[str, Any]) -> Declared:
     read = {str(dep["path"]): str(dep["md5"]) for dep in entry.get("deps", ())}
     made = {str(out["path"]): str(out["md5"]) for out in entry.get("outs", ())}
     parameters = {str(name): tuple(map(str, keys)) for name, keys in (entry.get("params") or {}).items()}
-    return Declared(address, str(entry["cmd"]), tuple(read), parameters, tuple(made), made, read)
+    return Declared(address, _command(entry["cmd"]), tuple(read), parameters, tuple(made), made, read)
 
 
 def of_checkout(settings: Settings, checkout: Workspace, log: Path) -> tuple[Declared, ...]:
@@ -52,7 +72,7 @@ def of_checkout(settings: Settings, checkout: Workspace, log: Path) -> tuple[Dec
     found = [
         Declared(
             stage["address"],
-            stage["command"],
+            _command(stage["command"]),
             tuple(stage["dependencies"]),
             {name: tuple(keys) for name, keys in stage["parameters"].items()},
             tuple(stage["outputs"]),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from retrace import manifest
+from retrace import manifest, tombstones
 from retrace.config import Settings
 from retrace.dvcfiles import RAW, object_path, pointer_md5
-from retrace.hashing import copy_and_hash, directory_oid, is_directory_object
-from retrace.process import Job, run_job
+from retrace.git import Mirror
+from retrace.hashing import copy_and_hash, directory_oid, files_of
+from retrace.process import Job, RemoteUnavailable, run_job
 from retrace.workspace import Workspace, remote_of
 
 
@@ -26,10 +26,14 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was brought, in bytes, and what could not be: in words, each with its path and md5."""
+    """What was brought, in bytes, and what could not be: in words, each with its path and md5.
+
+    `ticket` is the request on which some of it was forgotten.
+    """
 
     size: int
     missing: tuple[str, ...]
+    ticket: str | None = None
 
 
 def tracked(tree: Path, dependencies: Iterable[str]) -> tuple[list[Tracked], list[str]]:
@@ -66,22 +70,40 @@ def _pointers(tree: Path, path: str) -> list[Path]:
 def fetch(settings: Settings, tree: Workspace, wanted: Iterable[Tracked], log: Path) -> Fetched:
     """Bring objects from the remote into the checkout. Nothing is taken from, or put into, this machine's cache.
 
-    Raises what a remote may raise.
+    What was forgotten on request is not brought, wherever it may still be. Raises what a remote may raise.
     """
+    wanted = list(wanted)
     committed = (tree.path / ".dvc/config").read_text()
-    folder = remote_of(settings, committed).folder
-    if folder is not None:
-        return _from_folder(folder, tree.path, list(wanted))
+    remote = remote_of(settings, committed)
+    stones = tombstones.current(Mirror.open(settings.mirror, settings.origin))
+    gone = [(item, stones[item.md5]) for item in wanted if item.md5 in stones]
+    if gone:
+        missing = tuple(f"{_shown(item)} was removed on request {stone.ticket}" for item, stone in gone)
+        return Fetched(0, missing, gone[0][1].ticket)
+    if remote.folder is None:
+        return _from_server(settings, tree, wanted, log)
+    if not remote.folder.is_dir():
+        raise RemoteUnavailable(f"the DVC remote {remote.shown} is not there; mount it, then run this again")
+    return _from_folder(remote.folder, tree.path, wanted)
+
+
+def _shown(item: Tracked) -> str:
+    return f"{item.path} (md5 {item.md5})"
+
+
+def _corrupt(item: Tracked) -> str:
+    return f"{_shown(item)} is in the remote with other bytes than the record says; it was not used"
+
+
+def _from_server(settings: Settings, tree: Workspace, wanted: list[Tracked], log: Path) -> Fetched:
     objects = [vars(item) for item in wanted]
     result = run_job(settings, Job("fetch of raw data", tree, {"operation": "fetch", "objects": objects}, log))
-    missing = [f"{path} is not in the remote" for path in result["missing"]]
-    missing += [_corrupt(path) for path in result["corrupt"]]
+    lost = [Tracked(path, result["md5s"][path]) for path in result["missing"]]
+    corrupt = [Tracked(path, result["md5s"][path]) for path in result["corrupt"]]
+    for item in corrupt:
+        (tree.path / item.path).unlink(missing_ok=True)
     size = sum((tree.path / item.path).stat().st_size for item in wanted if (tree.path / item.path).is_file())
-    return Fetched(size, tuple(missing))
-
-
-def _corrupt(path: str) -> str:
-    return f"{path} is in the remote with other bytes than the record says; it was not used"
+    return Fetched(size, (*(f"{_shown(item)} is not in the remote" for item in lost), *map(_corrupt, corrupt)))
 
 
 def _from_folder(remote: Path, tree: Path, wanted: list[Tracked]) -> Fetched:
@@ -90,14 +112,13 @@ def _from_folder(remote: Path, tree: Path, wanted: list[Tracked]) -> Fetched:
         item = wanted.pop(0)
         place = object_path(remote, item.md5)
         if not place.is_file():
-            missing.append(f"{item.path} (md5 {item.md5}) is not in the remote")
+            missing.append(f"{_shown(item)} is not in the remote")
         elif item.md5.endswith(".dir"):
-            content = place.read_bytes()
-            if not is_directory_object(content, item.md5):
-                missing.append(_corrupt(item.path))
+            inside = files_of(place.read_bytes(), item.md5)
+            if inside is None:
+                missing.append(_corrupt(item))
                 continue
-            inside: list[Mapping[str, str]] = json.loads(content)
-            wanted += [Tracked(f"{item.path}/{entry['relpath']}", entry["md5"]) for entry in inside]
+            wanted += [Tracked(f"{item.path}/{name}", md5) for name, md5 in inside.items()]
         else:
             target = tree / item.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,5 +126,6 @@ def _from_folder(remote: Path, tree: Path, wanted: list[Tracked]) -> Fetched:
                 found = copy_and_hash(source, target)
             size += found.size
             if found.md5 != item.md5 or item.sha256 not in (None, found.sha256):
-                missing.append(_corrupt(f"{item.path} (md5 {item.md5})"))
+                missing.append(_corrupt(item))
+                target.unlink()
     return Fetched(size, tuple(missing))

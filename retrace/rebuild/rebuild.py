@@ -6,18 +6,18 @@ nothing there, and writes no ref.
 
 from __future__ import annotations
 
-import shutil
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrace import environment, machine
+from retrace import dvcfiles, environment, machine
 from retrace.config import Settings
-from retrace.dvcfiles import PipelineError
 from retrace.environment import EnvironmentFailed, EnvironmentLock
-from retrace.git import GitError, Mirror
+from retrace.errors import RetraceError
+from retrace.git import Mirror
 from retrace.lineage.hide import hide
 from retrace.lineage.project import places
 from retrace.rebuild import compare, raw
@@ -27,7 +27,7 @@ from retrace.rebuild.culprits import culprits
 from retrace.rebuild.declared import Declared, of_lock, outputs_of
 from retrace.rebuild.sandbox import Kind
 from retrace.rebuild.stage import Outcome, Surroundings, run
-from retrace.rebuild.view import place
+from retrace.rebuild.view import clear, place
 from retrace.record import Record, read_record
 from retrace.versions import Version
 from retrace.workspace import Workspace
@@ -63,12 +63,14 @@ class StageOutcome:
 
 @dataclass
 class Rebuilt:
-    """What a rebuild found. `missing` says why it could not be; then there are no stages, or not all."""
+    """What a rebuild found. `missing` says why it could not be: then no stage was run. `ticket` is the request on which
+    data was forgotten that it needs."""
 
     version: Version
     sandbox: Kind
     conditions: Conditions
     missing: list[str] = field(default_factory=list)
+    ticket: str | None = None
     stages: list[StageOutcome] = field(default_factory=list)
     metrics: list[MetricChange] = field(default_factory=list)
     here: dict[str, str] = field(default_factory=dict)
@@ -124,12 +126,13 @@ class _Rebuild:
         record, stages = self._read()
         if record is None:
             return
-        folder = self._environment(record)
         facts = {stage.name: stage.facts for stage in record.stages}
+        if self._leads_out(stages):
+            return
+        folder = self._environment(record)
         # The outputs that git keeps came with the checkout: to be made again they must not be there.
-        kept = {path: self.space.path / path for path in outputs_of(stages)}
-        for path in kept.values():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in outputs_of(stages):
+            clear(self.space.path / path)
         self.result.missing += compare.contradictions(self.space.path, stages, facts)
         self._raw_data(stages)
         if folder is None or self.result.missing:
@@ -145,13 +148,41 @@ class _Rebuild:
         self._judge_metrics(facts)
 
     def _read(self) -> tuple[Record | None, tuple[Declared, ...]]:
-        commit = self.version.commit
+        short = f"commit {self.version.commit[:8]}"
         try:
             record = read_record(self.mirror, self.version)
-            return record, of_lock(record.lock, f"dvc.lock of commit {commit[:8]}")
-        except (GitError, PipelineError) as error:
+            found = of_lock(record.lock, f"dvc.lock of {short}")
+            wanted = dvcfiles.stages(
+                (self.mirror.read(self.version.commit, "dvc.yaml") or b"").decode(), f"dvc.yaml of {short}"
+            )
+        except RetraceError as error:  # nothing is asked here but this machine's mirror: none of it passes
             self.result.missing.append(str(error))
             return None, ()
+        except (KeyError, TypeError, ValueError) as error:
+            self.result.missing.append(f"the record in {short} is not one that Retrace wrote ({error!r})")
+            return None, ()
+        locked = {stage.address for stage in found}
+        addresses = [template.address(self.version.model) for template in wanted]
+        lacking = [f"dvc.lock of {short} has no {address}" for address in addresses if address not in locked]
+        self.result.missing += [*self._another_tag(), *lacking]
+        return record, found
+
+    def _another_tag(self) -> list[str]:
+        """A ref that somebody pointed at the tag object of another version."""
+        body = self.mirror.read_many([self.version.tag_object])[0] or b""
+        name = re.search(rb"^tag (.*)$", body, re.MULTILINE)
+        said = name.group(1).decode(errors="replace") if name else "none"
+        if said == self.version.name:
+            return []
+        return [f"the ref {self.version.name} names a tag object that says it is {said}: somebody put it there by hand"]
+
+    def _leads_out(self, stages: tuple[Declared, ...]) -> bool:
+        """Whether a path is a symbolic link out of the checkout: nothing may be read or written through it."""
+        tree = self.space.path.resolve()
+        paths = {path for stage in stages for path in (*stage.dependencies, *stage.parameters, *stage.outputs)}
+        outside = sorted(path for path in paths if not (tree / path).resolve().is_relative_to(tree))
+        self.result.missing += [f"{path} is a link out of the repository" for path in outside]
+        return bool(outside)
 
     def _environment(self, record: Record) -> Path | None:
         lock = EnvironmentLock.of_commit(self.mirror, self.version.commit)
@@ -174,7 +205,13 @@ class _Rebuild:
         self.follow("raw data", "")
         found = raw.fetch(self.settings, self.space, wanted, self.logs / "raw.log")
         self.result.missing += found.missing
+        self.result.ticket = found.ticket
         if not found.missing:
+            self.result.missing += [
+                f"{path}, which its stages read, is neither in the commit nor in the remote"
+                for path in sorted(read)
+                if not (self.space.path / path).exists()
+            ]
             self.follow(
                 "raw data", f"{len(wanted)} files, {found.size / 1e6:,.1f} MB from the remote, hashes as recorded"
             )

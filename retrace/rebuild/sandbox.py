@@ -6,18 +6,24 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from retrace.rebuild.box import landlock_version
+from retrace.errors import RetraceError
+from retrace.rebuild import box
 
 Kind = Literal["bubblewrap", "landlock", "view"]
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
 _KERNEL = ("/proc", "/sys", "/dev")
 _SCRATCH_DEVICES = ("/dev/null", "/dev/shm", "/dev/tty", "/dev/zero")
+
+
+class SandboxFailed(RetraceError):
+    """What should stand around a stage could not be put there: that says nothing about the stage."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,29 @@ def kinds() -> tuple[Kind, ...]:
     found: list[Kind] = []
     if _bubblewrap_works():
         found.append("bubblewrap")
-    if landlock_version() > 0:
+    if box.landlock_version() > 0:
         found.append("landlock")
     return (*found, "view")
 
 
 def interpreter_folders(environment: Path) -> tuple[Path, ...]:
-    """The folders that a stages' environment consists of: its own and that of the Python it was made from."""
+    """The folders that a stages' environment consists of: its own and that of the Python it was made from, by every
+    name by which the one leads to the other."""
     config = (environment / "pyvenv.cfg").read_text()
     home = re.search(r"^home\s*=\s*(.+)$", config, re.MULTILINE)
-    base = [Path(home.group(1).strip()).resolve().parent] if home else []
-    real = (environment / "bin/python").resolve().parent.parent
-    return tuple(dict.fromkeys(path for path in (environment, *base, real) if path != Path("/usr")))
+    folders = [environment, *([Path(home.group(1).strip()).parent] if home else [])]
+    program = environment / "bin/python"
+    while program.is_symlink():
+        program = Path(os.path.normpath(program.parent / program.readlink()))
+        folders.append(program.parent.parent)
+    folders += [folder.resolve() for folder in folders]
+    return tuple(dict.fromkeys(folder for folder in folders if str(folder) not in ("/", "/usr")))
+
+
+def may_rename_host(kind: Kind) -> bool:
+    """Whether a stage in this sandbox can be given another host name on this machine."""
+    asked = [sys.executable, "-I", "-S", box.__file__, "elsewhere"]
+    return kind == "bubblewrap" or subprocess.run(asked, check=False).returncode == 0
 
 
 def _program() -> str | None:

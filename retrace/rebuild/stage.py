@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,11 @@ from retrace.process import DiskFull, StageTimeout, end_group, last_line
 from retrace.rebuild import box, view, watch
 from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.declared import Declared
-from retrace.rebuild.sandbox import Kind, Sandbox, interpreter_folders, request
+from retrace.rebuild.sandbox import Kind, Sandbox, SandboxFailed, interpreter_folders, request
 from retrace.stage import stage_environment
 
 _DISK_FULL = "No space left on device"
+_ROOM = 1 << 20  # bytes: with less a stage may not even have been able to say why it failed
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,12 @@ class Outcome:
 
 
 def run(tree: Path, stage: Declared, around: Surroundings) -> Outcome:
-    """Run a stage in a view of a tree. Raises `StageTimeout`, `DiskFull`, `NotThere`."""
+    """Run a stage in a view of a tree. Raises `StageTimeout`, `DiskFull`, `SandboxFailed`, `NotThere`."""
     place = around.views / stage.address
     view.make(tree, stage, place, linked=around.kind != "view")
     sandbox, folders = _sandbox(stage, place, around)
     told = around.site / "watch" / f"{stage.address}.jsonl"
+    told.unlink(missing_ok=True)  # of an earlier run of the stage
     conditions = around.conditions
     variables = {
         **stage_environment(around.environment, folders["home"], folders["scratch"]),
@@ -77,8 +83,8 @@ def run(tree: Path, stage: Declared, around: Surroundings) -> Outcome:
     code = _boxed(asked, log, around.timeout, stage)
     seconds = time.monotonic() - began
     said = last_line(log) if code != 0 else ""
-    if _DISK_FULL in said:
-        raise DiskFull(f"no space left on this machine while {stage.address} was rebuilt; free some and run this again")
+    if code != 0:
+        _refuse_failure_of_the_machine(stage, said, place, log)
     allowed = (*sandbox.readable, *sandbox.writable)
     undeclared = watch.undeclared(
         watch.read(told),
@@ -87,6 +93,24 @@ def run(tree: Path, stage: Declared, around: Surroundings) -> Outcome:
         (*stage.dependencies, *stage.outputs, *stage.parameters),
     )
     return Outcome(code, said, seconds, tuple(undeclared), place)
+
+
+def _refuse_failure_of_the_machine(stage: Declared, said: str, *places: Path) -> None:
+    if _DISK_FULL in said or any(shutil.disk_usage(place).free < _ROOM for place in places):
+        raise DiskFull(f"no space left on this machine while {stage.address} was rebuilt; free some and run this again")
+    if said.startswith(("bwrap: ", box.FAILED)):
+        raise SandboxFailed(f"{stage.address} could not be shut in: {said}; see whether this machine can do it at all")
+
+
+@contextmanager
+def disk_full_told(var: Path) -> Iterator[None]:
+    """Turn what a full disk raises, be it out of the copying of a whole folder, into `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC and not (isinstance(error, shutil.Error) and _DISK_FULL in str(error)):
+            raise
+        raise DiskFull(f"no space left on this machine; free some below {var} and run this again") from None
 
 
 def _sandbox(stage: Declared, place: Path, around: Surroundings) -> tuple[Sandbox, dict[str, Path]]:

@@ -18,10 +18,11 @@ _SAID = 300
 def run_twice(tree: Path, stage: Declared, around: Surroundings) -> tuple[Outcome, list[str]]:
     """The first run, and what was found of the stage, in words; nothing for one that is as it should be."""
     first = run(tree, stage, around)
-    found = [f"{stage.address} {text}" for text in (*first.undeclared, *culprits(first.said, tree, stage))]
+    named = dict.fromkeys((*first.undeclared, *culprits(first.said, tree, stage)))
+    found = [f"{stage.address} {text}" for text in named]
     if first.code != 0:
         return first, [*found, f"{stage.address} ends with code {first.code}: {first.said[:_SAID]}"]
-    conditions = varied()
+    conditions = varied(around.kind)
     second = run(tree, stage, replace(around, conditions=conditions))
     if second.code != 0:
         changed = ", ".join(conditions.names)
@@ -29,7 +30,7 @@ def run_twice(tree: Path, stage: Declared, around: Surroundings) -> tuple[Outcom
         return first, [*found, said]
     differing = [path for path in stage.outputs if _oid(first.view / path) != _oid(second.view / path)]
     found += [f"{stage.address} is not deterministic: {path} has other bytes when it runs again" for path in differing]
-    return first, list(dict.fromkeys(found))
+    return first, found
 
 
 def _oid(path: Path) -> str | None:

@@ -1,7 +1,8 @@
 """A view: a folder that holds what one stage declares, and nothing else.
 
-Files come from a tree by hard link, or as copies where nothing keeps the stage from writing through a link; a parameter
-file is cut to the declared keys, value by value as it was written.
+Files come from a tree by hard link, or as copies where nothing keeps the stage from writing through a link: without a
+sandbox, and in the folders of its outputs. A parameter file is cut to the declared keys, value by value as it was
+written.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from retrace.errors import RetraceError
 from retrace.rebuild.declared import Declared
+
+STRUCTURED = (".yaml", ".yml", ".json")  # DVC reads parameters from other files too: those a stage sees whole
 
 
 class NotThere(RetraceError):
@@ -30,28 +33,50 @@ def make(tree: Path, stage: Declared, view: Path, linked: bool) -> None:
             raise NotThere(
                 f"{stage.address} depends on {path}, which is not in {tree}; `retrace data pull` or `dvc repro`"
             )
-        place(tree / path, view / path, linked)
+        place(tree / path, view / path, linked and not _beside_outputs(path, stage))
     for name, keys in stage.parameters.items():
         (view / name).parent.mkdir(parents=True, exist_ok=True)
-        (view / name).write_text(cut((tree / name).read_text(), keys) if keys else (tree / name).read_text())
+        whole = not keys or PurePosixPath(name).suffix not in STRUCTURED
+        (view / name).write_text((tree / name).read_text() if whole else cut((tree / name).read_text(), keys))
     for path in stage.outputs:
         (view / path).parent.mkdir(parents=True, exist_ok=True)
 
 
+def _beside_outputs(path: str, stage: Declared) -> bool:
+    """Whether a dependency lies in, or holds, a folder that the stage may write to."""
+    own = PurePosixPath(path)
+    folders = [PurePosixPath(output).parent for output in stage.outputs]
+    return any(own.is_relative_to(folder) or folder.is_relative_to(own) for folder in folders)
+
+
 def place(source: Path, target: Path, linked: bool) -> None:
-    """Put a file or folder at `target`, by links or as a copy."""
+    """Put a file or folder at `target`, by links or as a copy; what is there already stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    copy: Any = _link if linked else shutil.copy
+    copy: Any = _link if linked else _copy
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=copy, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, target, copy_function=copy, ignore=ignored, dirs_exist_ok=True)
     else:
         copy(source, target)
+
+
+def clear(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target)
     except OSError:
+        _copy(source, target)
+
+
+def _copy(source: str | Path, target: str | Path) -> None:
+    if not os.path.lexists(target):
         shutil.copy(source, target)
 
 

@@ -25,12 +25,16 @@ def _watch():
 
     def hook(event, arguments):
         if event == "open":
-            path, mode = arguments[0], arguments[1]
+            path, mode, flags = arguments
             if isinstance(path, bytes):
                 path = os.fsdecode(path)
-            written = bool(mode) and bool(set("wxa+") & set(mode))
-            if isinstance(path, str) and not path.startswith(quiet) and not written and "__pycache__" not in path:
-                say("file", os.path.join(os.getcwd(), path))
+            if not isinstance(path, str) or flags & (os.O_WRONLY | os.O_RDWR):
+                return
+            if "__pycache__" in path or path.endswith((".pyx", ".pxi")):  # a traceback looks for Cython's sources
+                return
+            # Without a mode it is `os.open`: its relative path may be one below another folder's descriptor.
+            if not path.startswith(quiet) and (mode is not None or os.path.isabs(path)):
+                say("file", os.path.normpath(os.path.join(os.getcwd(), path)))
         elif event == "socket.getaddrinfo":
             say("host", str(arguments[0]))
         elif event == "socket.connect" and isinstance(arguments[1], tuple):
