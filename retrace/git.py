@@ -94,7 +94,7 @@ class Git:
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
-            env={**self._base_environment(), **(environment or {})},
+            env={**self.base_environment(), **(environment or {})},
             check=False,
         )
 
@@ -105,7 +105,7 @@ class Git:
             raise GitError(f"git {arguments[0]} failed in {self.directory}: {_last_line(done.stderr)}")
         return done.stdout.decode().rstrip("\n")
 
-    def _base_environment(self) -> dict[str, str]:
+    def base_environment(self) -> dict[str, str]:
         """The caller's environment without what would point git elsewhere."""
         if self._environment is None:
             kept = {

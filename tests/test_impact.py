@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,23 @@ from servers import S3Server
 from retrace import tombstones, verdicts, versions
 from retrace.config import Settings
 from retrace.dvcfiles import LOCK, entries_of, lock_entries, object_path, output_md5s, pointer_md5
-from retrace.git import Git
+from retrace.git import Git, message
 from retrace.impact import NotOneThing, impact_lines
-from retrace.manifest import Partition, parse_manifest
+from retrace.manifest import LINE, Partition, format_manifest, parse_manifest
+from retrace.runs import INGEST_EVENT
 from retrace.search import ConditionRefused
 from retrace.usage.answer import UnknownThing
+from retrace.usage.contents import Wanted, brought
+from retrace.usage.holdings import Holdings
 from retrace.usage.packages import PackageRefused
+from retrace.usage.raw_data import RawData
 from retrace.usage.records import DatasetUnclear
 
 FEBRUARY = "data/raw/events/2013-02.parquet"
 CODE = "pipeline/stage.py"
 PERSON = "event 7"
+EVENTS = "data/raw/events.manifest"
+MANIFEST_LINE = re.compile(LINE.pattern.encode())
 
 
 def lines(
@@ -392,6 +400,229 @@ def test_the_dataset_must_be_clear(history: History, project: Project, with_a_ve
 def test_a_column_that_one_dataset_lacks_is_told_with_those_it_has(project: Project) -> None:
     with pytest.raises(ConditionRefused, match="the columns are moment, size"):
         lines(project, where="name = 'x'", dataset="sizes")
+
+
+# What events tell of raw data, and what manifests do
+
+
+def content(path: str, number: int) -> Partition:
+    """One of the contents of a partition; its line is as long as those of the others below ten."""
+    name = f"data/raw/{path}.parquet"
+    text = f"{name} {number}".encode()
+    return Partition(name, hashlib.md5(text).hexdigest(), hashlib.sha256(text).hexdigest(), number)
+
+
+class RawHistory:
+    """A branch data by hand, and versions whose commits have raw data of some state of it."""
+
+    def __init__(self, folder: Path) -> None:
+        git(folder.parent, "init", "-q", "-b", "main", str(folder))
+        self.git = Git(folder)
+        self.tip: str | None = None
+        self.number = 0
+
+    def ingest(
+        self,
+        *items: Partition,
+        told: Sequence[Partition] | None = None,
+        gone: Sequence[str] = (),
+        silent: bool = False,
+        parents: Sequence[str] = (),
+    ) -> str:
+        """Commit partitions on the branch, with an event of them, or of what is `told`, or with none of its own."""
+        rows = self.rows(self.tip) if self.tip else {}
+        rows = {path: item for path, item in (rows | {item.path: item for item in items}).items() if path not in gone}
+        files = _raw_files(rows.values())
+        if not silent:
+            facts = {"partitions": [vars(item) for item in (items if told is None else told)], "run": f"{self.number}"}
+            event = {"run": {"facets": {"retrace": facts}, "runId": f"{self.number}"}}
+            files["data/raw/ingest.json"] = (json.dumps(event, indent=1, sort_keys=True) + "\n").encode()
+        self.number += 1
+        return self.commit(files, parents)
+
+    def commit(self, files: Mapping[str, bytes | str | None], parents: Sequence[str] = ()) -> str:
+        first = [self.tip] if self.tip else []
+        self.tip = self.git.write_commit(self.tip, files, [*first, *parents], "data\n")
+        self.git.out("update-ref", "refs/heads/data", self.tip)
+        return self.tip
+
+    def version(self, files: Mapping[str, bytes | str | None] | None = None) -> None:
+        """A version of the newest data, or of that with some files replaced; alpha reads events, beta sizes, too."""
+        params = b"models:\n  alpha: {datasets: [events]}\n  beta: {datasets: [events, sizes]}\n"
+        commit = self.git.write_commit(self.tip, {"params.yaml": params, **(files or {})}, [], "run\n")
+        for model in ("alpha", "beta"):
+            name = f"{model}@v{len(versions.versions(self.git, model)) + 1}"
+            tag = self.git.write_tag(name, commit, message(name, {"Retrace-Run": name}))
+            self.git.out("update-ref", f"refs/tags/{name}", tag)
+
+    def rows(self, commit: str, datasets: Sequence[str] = ("events", "sizes")) -> dict[str, Partition]:
+        """What the manifests of a commit have."""
+        texts = [self.git.read(commit, f"data/raw/{dataset}.manifest") or b"" for dataset in datasets]
+        return {item.path: item for text in texts for item in parse_manifest(text.decode(), "manifest")}
+
+    def truth(self) -> dict[Partition, tuple[list[str], bool]]:
+        """Every content that a manifest has: the versions that it went into, and whether it is in the newest data."""
+        found: dict[Partition, tuple[list[str], bool]] = {}
+        newest = self.rows("refs/heads/data").values() if self.tip else ()
+        for commit in git(self.git.directory, "rev-list", "--first-parent", "data").split() if self.tip else ():
+            for item in self.rows(commit).values():
+                found.setdefault(item, ([], item in newest))
+        for version in versions.versions(self.git):
+            read = ["events", "sizes"] if version.model == "beta" else ["events"]
+            for item in self.rows(version.commit).values():
+                users, _ = found.setdefault(item, ([], False))
+                if item.path.split("/")[2] in read:
+                    users.append(version.name)
+        return found
+
+    def told(self, wanted: Wanted | None) -> dict[Partition, tuple[list[str], bool]]:
+        """The same as the code has it."""
+        raw = RawData(Holdings(self.git))
+        return {item.partition: ([*item.versions], item.in_newest) for item in raw.held(raw.contents(wanted))}
+
+
+def _raw_files(rows: Iterable[Partition]) -> dict[str, bytes | str | None]:
+    files: dict[str, list[Partition]] = {"events": [], "sizes": []}
+    for item in rows:
+        files[item.path.split("/")[2]].append(item)
+    return {f"data/raw/{name}.manifest": format_manifest(own).encode() for name, own in files.items() if own}
+
+
+def honest(history: RawHistory) -> None:
+    """All that may become of a branch where each event is of its own commit."""
+    history.ingest(content("events/2013-01", 1))
+    history.version()
+    history.ingest(content("events/2013-02", 1), content("sizes/2013-02", 1))
+    second = history.ingest(content("events/2013-03", 1))
+    history.version()
+    history.ingest(content("events/2013-02", 2))  # replaced
+    history.version()
+    history.ingest(content("events/2013-02", 1), content("events/2013-04", 10))  # and back
+    history.version()
+    history.ingest(content("events/2013-03", 2), gone=["data/raw/events/2013-01.parquet"], silent=True)  # by hand
+    history.version()
+    history.ingest(content("sizes/2013-03", 1))
+    history.version(_raw_files([content("events/2013-01", 3), content("sizes/2013-01", 3)]))  # of another history
+    side = history.git.write_commit(second, {}, [second], "side\n")
+    history.ingest(
+        content("events/2013-05", 1), content("events/2013-06", 1), told=[content("events/2013-05", 1)], parents=[side]
+    )  # merged
+    history.version()
+    kept = history.git.files(second, "data/raw")
+    history.commit(dict.fromkeys(history.git.files(str(history.tip), "data/raw")) | kept)  # reverted, with the event
+    history.version()
+    history.ingest(content("events/2013-02", 4))
+    history.commit({"data/raw/ingest.json": None})
+    history.ingest(content("events/2013-02", 5), silent=True)
+    history.version()
+    history.commit({"data/raw/sizes.manifest": None})
+    history.version()
+
+
+def replaced_in_secret(history: RawHistory) -> None:
+    history.ingest(content("events/2013-01", 1))
+    history.ingest(content("events/2013-01", 2), content("events/2013-02", 1), told=[content("events/2013-02", 1)])
+    history.version()
+    history.ingest(content("events/2013-01", 3))
+
+
+def brought_in_secret(history: RawHistory) -> None:
+    history.ingest(content("events/2013-01", 1))
+    history.ingest(content("events/2013-02", 1), content("events/2013-03", 1), told=[content("events/2013-02", 1)])
+    history.version()
+    history.ingest(content("events/2013-03", 2))
+
+
+def told_of_another_content(history: RawHistory) -> None:
+    history.ingest(content("events/2013-01", 1), told=[content("events/2013-01", 2)])
+    history.version()
+    history.ingest(content("events/2013-02", 1))
+
+
+def told_of_what_did_not_come(history: RawHistory) -> None:
+    history.ingest(content("events/2013-01", 1))
+    history.ingest(content("events/2013-02", 1), told=[content("events/2013-02", 1), content("events/2013-03", 1)])
+    history.version()
+
+
+def told_of_it_too_late(history: RawHistory) -> None:
+    history.ingest(content("events/2013-01", 1))
+    history.ingest(content("events/2013-01", 2), content("events/2013-02", 1), told=[content("events/2013-02", 1)])
+    history.version()
+    history.ingest(content("events/2013-03", 1), told=[content("events/2013-03", 1), content("events/2013-01", 2)])
+
+
+def without_a_branch(history: RawHistory) -> None:
+    for number in range(1, 4):
+        history.version(_raw_files([content("events/2013-01", number), content("sizes/2013-01", number % 2)]))
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        honest,
+        replaced_in_secret,
+        brought_in_secret,
+        told_of_another_content,
+        told_of_what_did_not_come,
+        told_of_it_too_late,
+        without_a_branch,
+    ],
+)
+def test_whatever_events_tell_the_manifests_are_right(story: Callable[[RawHistory], None], tmp_path: Path) -> None:
+    history = RawHistory(tmp_path / "raw")
+    story(history)
+    truth = history.truth()
+    assert any(users for users, _ in truth.values())
+    assert history.told(None) == truth
+    for item in truth:
+        of_path = {other: held for other, held in truth.items() if other.path == item.path}
+        assert history.told(lambda line, path=item.path: line.startswith(f"{path} ".encode())) == of_path
+        for value in (item.md5, item.sha256):
+            assert history.told(lambda line, value=value: value.encode() in line) == {item: truth[item]}
+
+
+def test_what_an_ingestion_tells_is_understood(project: Project) -> None:
+    commits = git(project.root, "rev-list", "--reverse", "refs/heads/data").split()
+    before: set[bytes] = set()
+    for commit in commits:
+        manifests = [project.git.read(commit, f"data/raw/{name}.manifest") or b"" for name in ("events", "sizes")]
+        lines = {line for text in manifests for line in text.splitlines()}
+        assert set(brought(project.git.read(commit, INGEST_EVENT) or b"")) == lines - before
+        before = lines
+    assert len(commits) > 1
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The ids of the manifests that are read."""
+    found: set[str] = set()
+    stream = Holdings.stream
+
+    def watched(self: Holdings, ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        for oid, text in stream(self, ids):
+            found.update([oid] if MANIFEST_LINE.match(text) else [])
+            yield oid, text
+
+    monkeypatch.setattr(Holdings, "stream", watched)
+    return found
+
+
+def test_commits_without_an_event_of_their_own_are_read_and_the_others_believed(tmp_path: Path, read: set[str]) -> None:
+    history = RawHistory(tmp_path / "raw")
+    honest(history)
+    history.told(lambda line: b"events/2013-05" in line)
+    of_ingestions = [git(history.git.directory, "rev-parse", f"data~{back}:{EVENTS}") for back in (12, 11, 9)]
+    assert read and read.isdisjoint(of_ingestions)
+
+
+def test_where_events_tell_it_hardly_a_manifest_is_read(project: Project, read: set[str]) -> None:
+    april = partitions(project, "data")["data/raw/events/2013-04.parquet"]
+    for thing in (april.path, april.md5, april.sha256):
+        assert names(project, thing) == []
+    manifests = [git(project.root, "rev-parse", f"data:data/raw/{name}.manifest") for name in ("events", "sizes")]
+    before = git(project.root, "rev-parse", "data~1:data/raw/events.manifest")
+    assert read == {before, *manifests}, "the newest of each dataset, and that before the content came"
 
 
 # What is said, and how it ends

@@ -49,6 +49,9 @@ def test_update_adds_replaces_and_leaves_alone() -> None:
         f"/etc/passwd {'a' * 32} {'b' * 64} 1",
         f"data/../../x {'a' * 32} {'b' * 64} 1",
         f"./a.parquet {'a' * 32} {'b' * 64} 1",
+        f"data//a.parquet {'a' * 32} {'b' * 64} 1",
+        f"data/ {'a' * 32} {'b' * 64} 1",
+        f". {'a' * 32} {'b' * 64} 1",
     ],
 )
 def test_refuses_a_malformed_line_and_says_where(line: str) -> None:

@@ -631,6 +631,13 @@ class Index:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status = getattr(self.server, "status", None)
+        if status is None:
+            super().do_GET()
+        else:
+            self.send_error(status)
+
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
@@ -687,8 +694,15 @@ def test_a_package_of_other_bytes_is_refused(with_weather: Project, index: Index
     assert "weather" in found and "ash" in found
 
 
-def test_an_index_that_is_down_is_no_verdict(with_weather: Project, index: Index) -> None:
-    index.stop()
+@pytest.mark.parametrize("status", [None, 401, 403, 503], ids=str)
+def test_an_index_that_is_down_or_refuses_is_no_verdict(
+    with_weather: Project, index: Index, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    if status is None:
+        index.stop()
+    else:
+        index.server.status = status  # type: ignore[attr-defined]
     with pytest.raises(IndexUnavailable, match="^the package index did not answer"):
         rebuilt(with_weather, "alpha@v2")
     assert without_verdict(with_weather)

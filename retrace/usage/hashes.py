@@ -6,7 +6,7 @@ Text is searched before anything is parsed: a thousand locks or events are read 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from retrace.lineage.event import facts_of
 from retrace.usage.answer import SHORT, Answer, Content, Use, counted
 from retrace.usage.holdings import Holdings
 from retrace.usage.raw import dataset_answer, partition_answer
-from retrace.usage.raw_data import POINTER, RawData, containing
+from retrace.usage.raw_data import RawData
 
 _READ, _MADE = "read by", "made by"
 
@@ -37,14 +37,14 @@ def about_hash(holdings: Holdings, value: str) -> Answer:
     bare = value.removesuffix(".dir")
     asked = {"kind": "md5" if len(bare) == 32 else "sha256", "hash": value}
     raw = RawData(holdings)
-    found = raw.lines(containing(f" {bare} ")) if bare == value else {}
+    needle = f" {bare} ".encode()
+    found = raw.contents(lambda line: needle in line) if bare == value else {}
     if found:
         of = " and ".join(sorted({partition.path for partition in found}))
         return partition_answer(f"{value} is {of}", asked, raw, found)
-    known = raw.ids(POINTER)
-    pointers = [oid for oid, content in holdings.contents(known) if bare.encode() in content]
+    pointers = [oid for oid, content in holdings.contents(raw.pointers) if bare.encode() in content]
     if pointers:
-        datasets = " and ".join(sorted({f"{RAW}/{known[oid]}" for oid in pointers}))
+        datasets = " and ".join(sorted({f"{RAW}/{raw.pointers[oid]}" for oid in pointers}))
         return dataset_answer(f"{value} is {datasets}", asked, raw, pointers)
     roles = _roles(holdings, bare, lambda item: bare in (str(item.get("md5")).removesuffix(".dir"), item.get("sha256")))
     uses = [Use(holdings.named[name], _told(own, with_path=True), _facts(own)) for name, own in roles.items()]
@@ -73,7 +73,7 @@ def about_output(holdings: Holdings, path: str) -> Answer | None:
 
 def _told(roles: Iterable[Role], *, with_path: bool) -> str:
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for role in sorted(roles, key=lambda role: (role.path, role.verb != _MADE, role.stage)):
+    for role in sorted(roles, key=lambda role: (role.path, role.verb != _MADE, role.stage, role.md5)):
         grouped[role.path, role.md5].append(f"{role.verb} {role.stage}")
     return "; ".join(
         f"{path if with_path else f'md5 {md5[:SHORT]}'} ({', '.join(dict.fromkeys(verbs))})"
@@ -93,14 +93,14 @@ def _roles(holdings: Holdings, needle: str, wanted: Wanted) -> dict[str, set[Rol
     """
     events = _events(holdings)
     told: dict[str, set[Role]] = {}
-    for oid, content in holdings.contents(oid for ids in events.values() for oid in ids):
+    for oid, content in holdings.contents(_alike(events.values())):
         if needle.encode() in content:
             told[oid] = {role for role, item in _of_event(content) if wanted(item)}
     locks = holdings.at(LOCK)
     locked = {oid: content for oid, content in holdings.contents(locks.values()) if needle.encode() in content}
     found = {}
     for name, version in holdings.named.items():
-        roles = {role for oid in events.get(name, ()) for role in told.get(oid, ())}
+        roles = {role for oid in events[name].values() for role in told.get(oid, ())}
         lock = locked.get(locks.get(name, ""))
         if lock is not None and all(role.md5.endswith(".dir") for role in roles):
             roles |= {role for role, item in _of_lock(lock, version.model) if wanted(item)}
@@ -109,15 +109,19 @@ def _roles(holdings: Holdings, needle: str, wanted: Wanted) -> dict[str, set[Rol
     return found
 
 
-def _events(holdings: Holdings) -> dict[str, list[str]]:
-    """Version name -> ids of the events of its stages."""
-    folders = holdings.ids([f"{version.commit}:lineage/{version.model}" for version in holdings.versions])
-    trees = holdings.trees(oid for oid in folders if oid is not None)
+def _events(holdings: Holdings) -> dict[str, dict[str, str]]:
+    """Version name -> file name -> id of the events of its stages."""
+    folders = holdings.folders([f"{version.commit}:lineage/{version.model}" for version in holdings.versions])
     return {
-        name: [oid for file, oid in trees[folder].items() if file.endswith(".json")]
+        name: {file: oid for file, oid in folder.items() if file.endswith(".json")}
         for name, folder in zip(holdings.named, folders, strict=True)
-        if folder is not None
     }
+
+
+def _alike(events: Collection[Mapping[str, str]]) -> Iterator[str]:
+    """The ids of events, stage by stage: git reads an object that is like the one before in a fraction of the time."""
+    for file in sorted({file for own in events for file in own}):
+        yield from (own[file] for own in events if file in own)
 
 
 def _of_event(content: bytes) -> Iterator[tuple[Role, Mapping[str, Any]]]:

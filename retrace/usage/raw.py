@@ -10,7 +10,7 @@ from retrace.dvcfiles import RAW, PipelineError
 from retrace.manifest import Partition
 from retrace.usage.answer import SHORT, Answer, Content, UnknownThing, Use, counted
 from retrace.usage.holdings import Holdings
-from retrace.usage.raw_data import MANIFEST, POINTER, RawData, by_version, containing
+from retrace.usage.raw_data import MANIFEST, POINTER, RawData, by_version
 
 _POINTED = re.compile(rb"^- md5: (?P<md5>[0-9a-f]{32}\.dir)\n(?:  .*\n)*?  nfiles: (?P<files>\d+)\n", re.MULTILINE)
 
@@ -49,8 +49,8 @@ def about_path(holdings: Holdings, path: str, revision: str | None) -> Answer:
         raise UnknownThing(f"no dataset {path}; there are {known}")
     if len(parts) == 1:
         return _about_dataset(raw, dataset, revision)
-    found = raw.lines(containing(f"{path} "), dataset)
-    found = {partition: manifests for partition, manifests in found.items() if partition.path == path}
+    begin = f"{path} ".encode()
+    found = raw.contents(lambda line: line.startswith(begin), dataset)
     if revision is not None:
         here = raw.manifests(oid for oid in holdings.ids([f"{revision}:{RAW}/{dataset}{MANIFEST}"]) if oid is not None)
         found = {partition: manifests for partition, manifests in found.items() if manifests & here}
@@ -71,7 +71,7 @@ def _titled(path: str, revision: str | None, contents: int) -> str:
 
 def _about_dataset(raw: RawData, dataset: str, revision: str | None) -> Answer:
     path = f"{RAW}/{dataset}"
-    pointers = list(raw.ids(POINTER, dataset))
+    pointers = [oid for oid, name in raw.pointers.items() if name == dataset]
     if revision is not None:
         here = raw.holdings.ids([f"{revision}:{path}{POINTER}"])[0]
         if here is None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
+from pathlib import PurePosixPath
 from typing import Any
 
 from retrace.dvcfiles import RAW
 from retrace.manifest import Partition, parse_manifest
-from retrace.runs import DATA_BRANCH
+from retrace.runs import DATA_BRANCH, INGEST_EVENT
+from retrace.usage.contents import Step, Wanted, brought, contents
 from retrace.usage.holdings import Holdings
 
 POINTER, MANIFEST = ".dvc", ".manifest"
-
-Pick = Callable[[bytes], Iterable[bytes]]
+_EVENT = PurePosixPath(INGEST_EVENT).name
+_BELOW = f"{RAW}/".encode()
 
 
 @dataclass(frozen=True)
@@ -42,28 +44,34 @@ class RawData:
 
     def __init__(self, holdings: Holdings) -> None:
         self.holdings = holdings
-        log = holdings.git.run("log", "--first-parent", "--format=%H", DATA_BRANCH, "--")
-        commits = log.stdout.decode().split() if log.returncode == 0 else []
-        known = holdings.versions
-        ids = holdings.ids([f"{commit}:{RAW}" for commit in (*(version.commit for version in known), *commits)])
-        trees = holdings.trees(oid for oid in ids if oid is not None)
-        files = [trees[oid] if oid is not None else {} for oid in ids]
+        arguments = ("rev-list", "--first-parent", "--reverse", "--parents", DATA_BRANCH, "--")
+        listed = holdings.git.run(*arguments).stdout.decode().splitlines()
+        commits = [line.split() for line in listed]
+        known = [version.commit for version in holdings.versions]
+        files = holdings.folders([f"{commit}:{RAW}" for commit in (*known, *(own for own, *_ in commits))])
         self._of_version = dict(zip(holdings.named, files, strict=False))
         self._of_data = files[len(known) :]
+        self._merged = [len(parents) > 1 for _, *parents in commits]
+
+    def _named(self, suffix: str) -> list[str]:
+        names = {name for files in (*self._of_data, *self._of_version.values()) for name in files}
+        return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
     @cached_property
     def datasets(self) -> list[str]:
         """The names of all datasets that there ever were."""
-        return sorted(set(self.ids(MANIFEST).values()))
+        return self._named(MANIFEST)
 
-    def ids(self, suffix: str, dataset: str | None = None) -> dict[str, str]:
-        """Id -> dataset of every distinct pointer or manifest (of one dataset), the oldest first."""
-        found = {}
-        for files in (*reversed(self._of_data), *self._of_version.values()):
-            for name, oid in files.items():
-                if name.endswith(suffix) and dataset in (None, name.removesuffix(suffix)):
-                    found[oid] = name.removesuffix(suffix)
-        return found
+    @cached_property
+    def pointers(self) -> dict[str, str]:
+        """Id -> dataset of every distinct pointer, the oldest first."""
+        named = self._named(POINTER)
+        return {
+            files[name]: dataset
+            for files in (*self._of_data, *self._of_version.values())
+            for dataset in named
+            if (name := f"{dataset}{POINTER}") in files
+        }
 
     def holding(self, ids: Iterable[str]) -> dict[str, set[str]]:
         """Version name -> which of these pointers or manifests it has, of datasets that its model reads."""
@@ -81,28 +89,74 @@ class RawData:
     @cached_property
     def newest(self) -> frozenset[str]:
         """The ids of the pointers and manifests that the branch data has now."""
-        return frozenset(self._of_data[0].values()) if self._of_data else frozenset()
+        return frozenset(self._of_data[-1].values()) if self._of_data else frozenset()
+
+    @cached_property
+    def _told(self) -> list[dict[str, list[bytes]]]:
+        """Of each commit on the branch data: dataset -> the lines that its own event says it brought.
+
+        An event that was there before tells of another commit, and that of a merge tells of one of its sides.
+        """
+        first: dict[str, int] = {}
+        for number, files in enumerate(self._of_data):
+            if _EVENT in files:
+                first.setdefault(files[_EVENT], number)
+        told: list[dict[str, list[bytes]]] = [defaultdict(list) for _ in self._of_data]
+        for oid, event in self.holdings.contents(oid for oid, number in first.items() if not self._merged[number]):
+            for line in brought(event):
+                told[first[oid]][line.removeprefix(_BELOW).partition(b"/")[0].decode()].append(line)
+        return told
+
+    @cached_property
+    def _steps(self) -> dict[str, list[Step]]:
+        """Dataset -> its manifests on the branch data, then those that versions have from elsewhere."""
+        return {dataset: list(self._steps_of(f"{dataset}{MANIFEST}", dataset)) for dataset in self.datasets}
+
+    def _steps_of(self, name: str, dataset: str) -> Iterator[Step]:
+        before: str | None = None
+        known: set[str | None] = set()
+        for files, told in zip(self._of_data, self._told, strict=True):
+            manifest = files.get(name)
+            if manifest != before:
+                yield Step(manifest, told.get(dataset) if manifest is not None else None)
+                before = manifest
+                known.add(manifest)
+        elsewhere = dict.fromkeys(files[name] for files in self._of_version.values() if name in files)
+        yield from (Step(manifest) for manifest in elsewhere if manifest not in known)
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        """Dataset -> the number of its first step among those of all datasets."""
+        starts, number = {}, 0
+        for dataset, steps in self._steps.items():
+            starts[dataset] = number
+            number += len(steps)
+        return starts
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        return {oid: number for number, oid in enumerate(self.ids(MANIFEST))}
+        """Id of a manifest -> its number; what came twice had the same contents the first time."""
+        found: dict[str, int] = {}
+        for number, step in enumerate(step for steps in self._steps.values() for step in steps):
+            if step.manifest is not None:
+                found.setdefault(step.manifest, number)
+        return found
 
     def manifests(self, ids: Iterable[str]) -> int:
         """A set of manifests by their ids; what is none is left out."""
         return reduce(or_, (1 << self._numbers[oid] for oid in ids if oid in self._numbers), 0)
 
-    def lines(self, pick: Pick, dataset: str | None = None) -> dict[Partition, int]:
-        """Partition -> the manifests that have it, for the lines that `pick` takes out of each distinct manifest.
+    def contents(self, wanted: Wanted | None, dataset: str | None = None) -> dict[Partition, int]:
+        """Partition -> the manifests that have it, of all lines of manifests (of one dataset) or the wanted ones.
 
         In the order of paths, and of one path the oldest first.
         """
         found: dict[bytes, int] = defaultdict(int)
-        for oid, content in self.holdings.contents(self.ids(MANIFEST, dataset)):
-            bit = self.manifests([oid])
-            for line in pick(content):
-                found[line] |= bit
+        for name in self.datasets if dataset is None else [dataset]:
+            for line, held in contents(self.holdings, self._steps[name], wanted).items():
+                found[line] |= held << self._starts[name]
         partitions = {parse_manifest(line.decode(), f"a {MANIFEST}")[0]: held for line, held in found.items()}
-        return dict(sorted(partitions.items(), key=lambda item: item[0].path))
+        return dict(sorted(partitions.items(), key=lambda item: (item[0].path, item[1] & -item[1])))
 
     def held(self, found: Mapping[Partition, int]) -> list[Held]:
         """Which versions have each of these partitions."""
@@ -119,23 +173,8 @@ class RawData:
 
 def by_version(holdings: Holdings, held: Sequence[Held]) -> dict[str, list[Held]]:
     """Version name -> the partitions among these that it has, in the order of the versions."""
-    found: dict[str, list[Held]] = {}
+    found: dict[str, list[Held]] = defaultdict(list)
     for item in held:
         for version in item.versions:
-            found.setdefault(version, []).append(item)
+            found[version].append(item)
     return {name: found[name] for name in holdings.named if name in found}
-
-
-def containing(text: str) -> Pick:
-    """Takes the lines that contain this text, and does not look at the others."""
-    needle = text.encode()
-
-    def pick(content: bytes) -> Iterable[bytes]:
-        position = content.find(needle)
-        while position >= 0:
-            end = content.find(b"\n", position)
-            end = len(content) if end < 0 else end
-            yield content[content.rfind(b"\n", 0, position) + 1 : end]
-            position = content.find(needle, end)
-
-    return pick

@@ -5,6 +5,7 @@ The condition may be personal data: no message, answer, log or file holds any of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from retrace.runs import code_commit
 from retrace.search import ConditionRefused, Hit, Place, Searched, search
 from retrace.usage.answer import SHORT, Answer, Content, UnknownThing, Use, counted
 from retrace.usage.holdings import Holdings
-from retrace.usage.raw_data import RawData, by_version
+from retrace.usage.raw_data import RawData
 from retrace.workspace import remote_of, workspace
 
 _AT_ONCE = 64  # partitions that are on this machine only for the search
@@ -37,21 +38,30 @@ def about_records(settings: Settings, holdings: Holdings, condition: str, datase
     """
     raw = RawData(holdings)
     name = _chosen(raw, dataset)
-    everything = raw.lines(bytes.splitlines, name)
+    everything = raw.contents(None, name)
     searched = _search(settings, holdings, condition, list(everything))
     rows = {(hit.path, hit.md5): hit.rows for hit in searched.hits}
     held = raw.held({item: manifests for item, manifests in everything.items() if (item.path, item.md5) in rows})
-    uses = []
-    for version, items in by_version(holdings, held).items():
-        matching = sum(rows[item.partition.path, item.partition.md5] for item in items)
-        text = f"{counted(matching, 'row')} of {counted(len(items), 'partition')}"
-        uses.append(Use(holdings.named[version], text, {"rows": matching, "partitions": len(items)}))
+    matching: dict[str, int] = defaultdict(int)
+    partitions: dict[str, int] = defaultdict(int)
     contents = []
     for item in held:
         part, count = item.partition, rows[item.partition.path, item.partition.md5]
+        for version in item.versions:
+            matching[version] += count
+            partitions[version] += 1
         text = f"{part.path}  md5 {part.md5}  {count:,} of {part.rows:,} rows"
         text += "  (in the newest data)" if item.in_newest else ""
         contents.append(Content(text, item.facts | {"matching": count}, item.versions))
+    uses = [
+        Use(
+            version,
+            f"{counted(matching[name], 'row')} of {counted(partitions[name], 'partition')}",
+            {"rows": matching[name], "partitions": partitions[name]},
+        )
+        for name, version in holdings.named.items()
+        if name in partitions
+    ]
     title = f"records of {RAW}/{name}: {counted(sum(rows.values()), 'row')} in {counted(len(rows), 'partition')}"
     title += f" of {len(everything)}"
     return Answer(
