@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from projects import Project
+from shared import made_once, session_folder
 
 
 @pytest.fixture(scope="session")
 def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the stages' environments of this test session are."""
-    return tmp_path_factory.mktemp("environments")
+    """Where the stages' environments of this test session are; the engine makes each of them once."""
+    folder = session_folder(tmp_path_factory) / "environments"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
@@ -23,11 +26,15 @@ def empty_project(tmp_path: Path, environments: Path) -> Project:
 @pytest.fixture(scope="session")
 def ingested(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Project:
     """What `project` is a copy of; nobody's to change."""
-    project = Project.make(tmp_path_factory.mktemp("ingested") / "project", environments)
-    for month in ("2013-01", "2013-02", "2013-03"):
-        project.fill(month)
-    project.ingest("2013-04-01")
-    return project
+
+    def make(folder: Path) -> None:
+        project = Project.make(folder / "project", environments)
+        for month in ("2013-01", "2013-02", "2013-03"):
+            project.fill(month)
+        project.ingest("2013-04-01")
+
+    shared = Project.at(made_once(tmp_path_factory, "ingested", make) / "project")
+    return shared.copy(tmp_path_factory.mktemp("ingested") / "project")
 
 
 @pytest.fixture
@@ -39,9 +46,12 @@ def project(ingested: Project, tmp_path: Path) -> Project:
 @pytest.fixture(scope="session")
 def with_a_version(ingested: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """What `trained` is a copy of; nobody's to change."""
-    project = ingested.copy(tmp_path_factory.mktemp("trained") / "project")
-    project.retrain("alpha", "first")
-    return project
+
+    def make(folder: Path) -> None:
+        ingested.copy(folder / "project").retrain("alpha", "first")
+
+    shared = Project.at(made_once(tmp_path_factory, "trained", make) / "project")
+    return shared.copy(tmp_path_factory.mktemp("trained") / "project")
 
 
 @pytest.fixture

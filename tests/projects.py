@@ -66,14 +66,19 @@ class Project:
         git(root, "init", "-q", "-b", "main")
         (root / "var").mkdir()
         (root / "var/environments").symlink_to(environments)
-        project = cls(root, Settings.load(root, {}))
+        project = cls.at(root)
         project.commit("project")
         return project
+
+    @classmethod
+    def at(cls, root: Path) -> Project:
+        """The project that was made in a folder."""
+        return cls(root, Settings.load(root, {}))
 
     def copy(self, root: Path) -> Project:
         """The same project with all its state in another folder."""
         shutil.copytree(self.root, root, symlinks=True)
-        return Project(root, Settings.load(root, {}))
+        return Project.at(root)
 
     @property
     def mirror(self) -> Mirror:

@@ -394,12 +394,19 @@ def test_a_stage_dies_with_its_task_in_every_phase_and_a_retry_finishes(project:
 # An ingestion
 
 
-@pytest.fixture
-def source(empty_project: Project) -> Project:
-    """A project without data whose source has two months."""
+@pytest.fixture(scope="module")
+def without_data(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Project:
+    """What `source` is a copy of."""
+    project = Project.make(tmp_path_factory.mktemp("source") / "project", environments)
     for month in ("2013-01", "2013-02"):
-        empty_project.fill(month)
-    return empty_project
+        project.fill(month)
+    return project
+
+
+@pytest.fixture
+def source(without_data: Project, tmp_path: Path) -> Project:
+    """A project without data whose source has two months."""
+    return without_data.copy(tmp_path / "project")
 
 
 def ingested_data(project: Project) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
@@ -414,10 +421,12 @@ def ingested_data(project: Project) -> list[tuple[str, dict[str, str], dict[str,
     return found
 
 
-@pytest.fixture
-def expected_data(source: Project, tmp_path: Path) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def expected_data(
+    without_data: Project, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
     """What ingestion leaves that nothing has broken off."""
-    unbroken = source.copy(tmp_path / "unbroken")
+    unbroken = without_data.copy(tmp_path_factory.mktemp("expected") / "project")
     unbroken.ingest("2013-03-01")
     found = ingested_data(unbroken)
     assert [text.splitlines()[0] for text, _, _ in found] == [

@@ -19,20 +19,21 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from retrace.airflow.database import migrate
+from retrace.airflow.database import prepare_embedded
 from retrace.airflow.embedded import airflow_home, embedded_database, environment, keys, sqlite_url
 
 _DATABASE_LOCKED = 503  # SQLite has one writer; Airflow asks for another try
+_PAUSE = 1.0  # each question is work for the API server, which the tasks ask as well
 FINISHED = frozenset({"success", "failed"})
 # Airflow's defaults spare a busy machine; a test wants to be told soon.
 _QUICK = {
     "AIRFLOW__CORE__PARALLELISM": "2",
     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
     "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "2",
 }
 
@@ -60,7 +61,7 @@ def free_port() -> int:
 class AirflowServer:
     """Start with `with`; everything below it is ended at the end, whatever happened.
 
-    `database` is a SQLAlchemy address, by default an SQLite file under `var`; `environ` is added to this process's.
+    Its database is an SQLite file under `var`, migrated if need be; `environ` is added to this process's.
     """
 
     def __init__(
@@ -68,7 +69,6 @@ class AirflowServer:
         var: Path,
         dags: Path,
         environ: Mapping[str, str] | None = None,
-        database: str | None = None,
         start_seconds: float = 120.0,
     ) -> None:
         self.port = free_port()
@@ -84,15 +84,15 @@ class AirflowServer:
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.address}/execution/",
         }
         base = {**os.environ, **(environ or {})}
-        self.environ = environment(var, dags, base, database or sqlite_url(embedded_database(var)), more)
+        self.environ = environment(var, dags, base, sqlite_url(embedded_database(var)), more)
         root = str(Path(__file__).resolve().parents[2])
         self.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, base.get("PYTHONPATH")]))
-        self._home = airflow_home(var)
+        self._var, self._home = var, airflow_home(var)
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
         Path(self._home.parent / "lineage").mkdir(exist_ok=True)
-        migrate(self.environ, 2, self.logs / "migrate.log")
+        prepare_embedded(self._var, 2)
         try:
             self._spawn("api-server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
             self._spawn("scheduler", "--skip-serve-logs")
@@ -170,7 +170,7 @@ class AirflowServer:
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {seconds:.0f} s for {what}; see {self.logs}")
-            time.sleep(0.3)
+            time.sleep(_PAUSE)
 
     def wait_for_dags(self, *dag_ids: str, seconds: float = 60.0) -> None:
         """Wait until the DAG processor has read these DAGs."""

@@ -21,10 +21,14 @@ from retrace.airflow.database import prepare_embedded
 PATIENCE = 120.0
 
 
-def seed(var: Path) -> Path:
-    """Airflow's databases, migrated once for all projects that are made with `served`."""
+def seed(var: Path) -> None:
+    """Migrate Airflow's databases."""
     prepare_embedded(var, 2)
-    return var
+
+
+def copy_seed(seeded: Path, var: Path) -> None:
+    """Give a project its own copy of Airflow's databases that were migrated before."""
+    shutil.copytree(seeded / "airflow", var / "airflow", ignore=shutil.ignore_patterns("*.lock"))
 
 
 def served(root: Path, environments: Path, seeded: Path) -> Project:
@@ -35,7 +39,7 @@ def served(root: Path, environments: Path, seeded: Path) -> Project:
     assert pinned is not None
     (root / "pipeline/requirements.txt").write_text(pinned[0])
     project.commit("MLflow can serve it")
-    shutil.copytree(seeded / "airflow", root / "var/airflow", ignore=shutil.ignore_patterns("*.lock"))
+    copy_seed(seeded, root / "var")
     for month in ("2013-01", "2013-02", "2013-03"):
         project.fill(month)
     return project

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy
+from command import seed
 from servers import PostgresServer, S3Server
+from shared import made_once
+
+
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `var` with Airflow's databases, to be copied."""
+    return made_once(tmp_path_factory, "seed", seed)
 
 
 @pytest.fixture(scope="session")

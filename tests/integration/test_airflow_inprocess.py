@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from command import copy_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,9 +100,11 @@ print("end")
 
 
 @pytest.fixture(scope="module")
-def var(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One state folder for the module: the metadata database is migrated once."""
-    return tmp_path_factory.mktemp("var")
+def var(tmp_path_factory: pytest.TempPathFactory, seeded: Path) -> Path:
+    """One state folder for the module."""
+    folder = tmp_path_factory.mktemp("var")
+    copy_seed(seeded, folder)
+    return folder
 
 
 @pytest.fixture
@@ -248,7 +251,8 @@ def test_copy_of_a_killed_process_is_swept(var: Path, dags: Path, sleeping: subp
     assert not left.exists()
 
 
-def test_database_is_migrated_once_with_the_pool(var: Path, dags: Path) -> None:
+def test_database_is_migrated_once_with_the_pool(tmp_path: Path, dags: Path) -> None:
+    var = tmp_path / "var"
     finish(start(var, dags, "good"))
     log = (var / "logs/airflow-database.log").stat()
     finish(start(var, dags, "good"))

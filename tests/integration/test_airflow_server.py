@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow_server import AirflowServer
+from command import copy_seed
 
 DAGS = """
 from datetime import datetime
@@ -40,7 +41,8 @@ with DAG(
 """
 
 
-def test_assets_and_backfills(tmp_path: Path) -> None:
+def test_assets_and_backfills(tmp_path: Path, seeded: Path) -> None:
+    copy_seed(seeded, tmp_path / "var")
     dags = tmp_path / "dags"
     dags.mkdir()
     (dags / "toy.py").write_text(DAGS)

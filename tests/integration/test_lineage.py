@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command import Command, Done, hold, let_go, retrace, seed, served, until, wait_for_stage
+from command import Command, Done, hold, let_go, retrace, served, until, wait_for_stage
 from consumer import Consumer
 from events import check, check_live, committed
 from mlflow.tracking import MlflowClient
@@ -159,11 +159,9 @@ def retrained(project: Project, model: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Iterator[Scene]:
+def scene(tmp_path_factory: pytest.TempPathFactory, environments: Path, seeded: Path) -> Iterator[Scene]:
     """Two ingestions and two versions of alpha, all of it while the consumer is there."""
-    project = served(
-        tmp_path_factory.mktemp("lineage") / "ann/project", environments, seed(tmp_path_factory.mktemp("seed"))
-    )
+    project = served(tmp_path_factory.mktemp("lineage") / "ann/project", environments, seeded)
     with Consumer() as consumer:
         consumer.api_key = KEY
         made = Scene(project, consumer)

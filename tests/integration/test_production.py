@@ -21,7 +21,7 @@ import pandas
 import pytest
 import sqlalchemy
 import yaml
-from command import Command, Done, seed
+from command import Command, Done, copy_seed
 from projects import ROOT, day, git
 from remotes import credentials, stored, use_s3
 from servers import HOST, PostgresServer, S3Server
@@ -70,13 +70,13 @@ class Production:
 
 
 def cheap(root: Path) -> None:
-    """Few trials on few rows, and no more is asked of the data or the model."""
+    """One trial on few rows, and no more is asked of the data or the model."""
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text())
     model = params["models"][MODEL]
     model["gate"][0]["at_least"] = 0.5
     model["validate"]["flights"]["rows"]["at_least"] = 100
-    model["train"] |= {"trials": 2, "random_trials": 2, "fixed": {"max_iter": 5, "early_stopping": False}}
+    model["train"] |= {"trials": 1, "batch": 1, "fixed": {"max_iter": 5, "early_stopping": False}}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
@@ -105,7 +105,7 @@ def fill(url: sqlalchemy.URL, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def production(
-    s3: S3Server, postgres: PostgresServer, environments: Path, tmp_path_factory: pytest.TempPathFactory
+    s3: S3Server, postgres: PostgresServer, environments: Path, seeded: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Production]:
     folder = tmp_path_factory.mktemp("production")
     rows = folder / "rows"
@@ -126,12 +126,11 @@ def production(
         "RETRACE_CODE_REF": "main",
     }
     origin = publish_code(folder, s3)
-    airflow = seed(folder / "seed")
     for machine in ("one", "two"):
         git(folder, "clone", "-q", str(origin.directory), machine)
         (folder / machine / "var").mkdir()
         (folder / machine / "var/environments").symlink_to(environments)
-        shutil.copytree(airflow / "airflow", folder / machine / "var/airflow", ignore=shutil.ignore_patterns("*.lock"))
+        copy_seed(seeded, folder / machine / "var")
     found = Production(folder, origin, variables, mlflow, (s3.secret_key, postgres.password), rows, {})
     found.said["ingest"] = found.run("one", "ingest", "--until", "2013-04-01")
     found.said["retrain"] = found.run("one", "retrain", MODEL)
@@ -253,7 +252,7 @@ def test_mlflow_shows_the_whole_record_of_the_version(production: Production, cl
     assert {data.dataset.name: data.dataset.digest for data in run.inputs.dataset_inputs} == raw
     metrics = json.loads(text_of(production, commit, f"metrics/{MODEL}.json"))
     assert metrics["holdout"].items() <= run.data.metrics.items()
-    assert run.data.params["train.trials"] == "2"
+    assert run.data.params["train.trials"] == "1"
     assert list(found.aliases) == ["champion"]
     trials = Path(client.download_artifacts(run.info.run_id, f"plots/{MODEL}/trials.csv")).read_text()
     assert trials == text_of(production, commit, f"plots/{MODEL}/trials.csv")

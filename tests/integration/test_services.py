@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from airflow_server import free_port
+from command import copy_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,10 +96,11 @@ def is_living(process: psutil.Process) -> bool:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One project for the module: its databases are migrated once."""
+def root(tmp_path_factory: pytest.TempPathFactory, seeded: Path) -> Path:
+    """One project for the module."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "dags").mkdir()
+    copy_seed(seeded, folder / "var")
     return folder
 
 

@@ -44,18 +44,22 @@ def resolve(text: str, model: str, settings: Params) -> str:
 
 
 class Project:
-    """A folder like a checkout: pipeline/, params.yaml, dvc.yaml and data."""
+    """A folder like a checkout, made unless it is there: pipeline/, params.yaml, dvc.yaml and data."""
 
     def __init__(self, folder: Path, python: Path, raw: Path | None = None) -> None:
         self.folder, self.python = folder, python
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("params.yaml", "dvc.yaml"):
-            shutil.copy(ROOT / name, folder / name)
+        if not folder.exists():
+            self._make(raw)
         self.params: Params = yaml.safe_load((folder / "params.yaml").read_text())
+
+    def _make(self, raw: Path | None) -> None:
+        self.folder.mkdir(parents=True)
+        shutil.copytree(ROOT / "pipeline", self.folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copy(ROOT / name, self.folder / name)
         if raw is not None:
-            (folder / "data").mkdir()
-            (folder / "data/raw").symlink_to(raw)
+            (self.folder / "data").mkdir()
+            (self.folder / "data/raw").symlink_to(raw)
 
     def edit(self, change: Callable[[Params], None]) -> Project:
         change(self.params)
