@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from retrace import signatures, versions
+from retrace import signatures, verdicts, versions
 from retrace.config import GateRule, Params, Settings
 from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
@@ -157,6 +157,12 @@ def _champion_metrics(
             "cannot be compared with the champion; the evaluate stage must write it"
         )
     commit = champion.commit
+    ticket = verdicts.forgotten(mirror, [champion]).get(champion.name)
+    if ticket is not None and _holdout(mirror, commit, version.model) != wanted:
+        raise HoldoutMismatch(
+            f"{champion.name} was forgotten on request {ticket} and cannot be scored on the data of {version.name}; if "
+            f"that is good enough, promote it by hand: retrace promote {version.name} --because TEXT"
+        )
     if _holdout(mirror, commit, version.model) != wanted:
         if follow is not None:
             follow(f"scores {champion.name} on the new holdout")

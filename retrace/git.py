@@ -119,11 +119,17 @@ class Git:
     def _identity(self) -> dict[str, str]:
         """Who commits and tags: whom git's configuration names, or else Retrace."""
         if self._who is None:
-            named = self.run("config", "--get-regexp", r"^user\.(name|email)$").stdout.splitlines()
-            whole = len({line.split()[0] for line in named}) == 2
-            roles = () if whole else ("AUTHOR", "COMMITTER")
-            self._who = {f"GIT_{role}_{key}": value for role in roles for key, value in _IDENTITY.items()}
+            lines = Git(self._configured).run("config", "--get-regexp", r"^user\.(name|email)$").stdout.decode()
+            pairs = (line.partition(" ") for line in lines.splitlines())
+            named = {key.removeprefix("user.").upper(): who for key, _, who in pairs}
+            known = named if named.keys() == _IDENTITY.keys() else _IDENTITY
+            self._who = {f"GIT_{role}_{key}": who for role in ("AUTHOR", "COMMITTER") for key, who in known.items()}
         return self._who
+
+    @property
+    def _configured(self) -> Path:
+        """The repository whose configuration says who works here."""
+        return self.directory
 
     def resolve(self, revision: str) -> str | None:
         """The id of the commit that a revision names, or None."""
@@ -234,6 +240,11 @@ class Mirror(Git):
     def __init__(self, directory: Path, origin: str) -> None:
         super().__init__(directory)
         self.origin = origin
+
+    @property
+    def _configured(self) -> Path:
+        """The user's own repository, where that is the origin: a mirror is nobody's."""
+        return Path(self.origin) if Path(self.origin).is_dir() else self.directory
 
     @classmethod
     def open(cls, directory: Path, origin: str) -> Mirror:

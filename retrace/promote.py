@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from retrace import signatures, versions
+from retrace import signatures, verdicts, versions
 from retrace.config import Settings
 from retrace.errors import RetraceError
 from retrace.git import Mirror
@@ -21,18 +21,33 @@ class NoReason(RetraceError):
     """A promotion without a reason."""
 
 
+class VersionForgotten(RetraceError):
+    """A version whose files were removed on somebody's request."""
+
+
 def promote_version(settings: Settings, name: str, because: str) -> Iterator[str]:
-    """Make a version champion; what was done, line by line. Raises `UnknownVersion`, `NoReason`, `NotVerified`."""
+    """Make a version champion; what was done, line by line.
+
+    Raises `UnknownVersion`, `VersionForgotten`, `NoReason`, `NotVerified`.
+    """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
-    return _assign(settings, mirror, versions.find(mirror, name), because, "promote")
+    version = versions.find(mirror, name)
+    ticket = verdicts.forgotten(mirror, [version]).get(version.name)
+    if ticket is not None:
+        raise VersionForgotten(
+            f"{version.name} was forgotten on request {ticket}: its files are gone and nobody can serve it; promote "
+            "another version"
+        )
+    return _assign(settings, mirror, version, because, "promote")
 
 
 def roll_back(settings: Settings, model: str, because: str) -> Iterator[str]:
     """Give the alias champion back. Raises `NothingToRollBackTo`, `UnknownModel`, `NoReason`, `NotVerified`."""
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
-    return _assign(settings, mirror, versions.previous_holder(mirror, model), because, "rollback")
+    gone = verdicts.forgotten(mirror, versions.versions_of(mirror, model))
+    return _assign(settings, mirror, versions.previous_holder(mirror, model, gone=gone), because, "rollback")
 
 
 def _assign(settings: Settings, mirror: Mirror, version: Version, because: str, job: str) -> Iterator[str]:

@@ -81,7 +81,7 @@ def _tell_verdicts(registry: Registry, model: str, judged: Mapping[int, Verdict]
         told = {VERDICT: verdict.verdict, VERDICT_WHEN: verdict.when.isoformat(timespec="seconds")}
         if number in held and any(held[number].get(key) != value for key, value in told.items()):
             registry.tag(model, number, told)
-            changes.append(f"{verdict.version} is {verdict.verdict}")
+            changes.append(f"the last rebuild of {verdict.version} was told: {verdict.verdict}")
     return changes
 
 

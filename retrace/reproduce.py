@@ -132,6 +132,9 @@ def run_reproduce(settings: Settings, name: str, *, vary: bool, keep: bool, as_j
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
+    ticket = verdicts.forgotten(mirror, [version]).get(version.name)
+    if ticket is not None:
+        return _forgotten(version, ticket, as_json)
     say(f"{version.name}  commit {version.commit[:8]}, made {version.created:%Y-%m-%d}")
     with overwritten(stream) as show:
         found = reproduce(settings, version, mirror, _told(say, show), vary, keep)
@@ -141,6 +144,14 @@ def run_reproduce(settings: Settings, name: str, *, vary: bool, keep: bool, as_j
         for line in _closing(found):
             say(line)
     return EXIT_CODES[found.verdict.verdict]
+
+
+def _forgotten(version: Version, ticket: str, as_json: bool) -> int:
+    """What was removed for good is not tried again: the verdict that says why stands."""
+    reason = f"forgotten on request {ticket}"
+    told = {"version": version.name, "verdict": IMPOSSIBLE, "reason": reason, "ticket": ticket}
+    print(json.dumps(told, indent=1) if as_json else f"{version.name} is {IMPOSSIBLE} to make again: {reason}")
+    return EXIT_CODES[IMPOSSIBLE]
 
 
 def _told(say: Callable[[str], None], show: Callable[[str], None]) -> Follow:

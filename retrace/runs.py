@@ -31,7 +31,8 @@ from retrace.git import ABSENT, Git, GitError, Mirror, RefMoved, RefUpdate, esca
 from retrace.lineage import event
 from retrace.lineage.jobs import documentation
 from retrace.lineage.project import project_at
-from retrace.versions import newest_versions, versions
+from retrace.verdicts import forgotten
+from retrace.versions import versions
 
 DATA_BRANCH = "refs/heads/data"
 INGEST_EVENT = f"{RAW}/ingest.json"  # of the commit that holds it
@@ -200,13 +201,16 @@ def with_data(git: Git, code: str, data: str | None) -> dict[str, bytes | str | 
 
 
 def _carried(git: Git, params: Params, own: str, data: str) -> dict[str, bytes | str | None]:
-    """dvc.lock and the files in git that belong to it, from every model's newest version.
+    """dvc.lock and the files in git that belong to it, from every model's newest version that still has its files.
 
     For the model that is trained (`own`), a version of the very data comes first: a backfill finds what it did before.
     """
-    newest = newest_versions(git)
-    for version in versions(git, own):
-        if version.data == data:
+    known = versions(git)
+    gone = forgotten(git, known)
+    kept = [version for version in known if version.name not in gone]
+    newest = {version.model: version for version in kept}
+    for version in kept:
+        if version.model == own and version.data == data:
             newest[own] = version
     entries: dict[str, dict[str, Any]] = {}
     changes: dict[str, bytes | str | None] = {}

@@ -60,6 +60,11 @@ def newest(git: Git, known: Iterable[Version]) -> dict[str, Verdict]:
     return {verdict.version: verdict for verdict in found if tags.get(verdict.version) == verdict.tag_object}
 
 
+def forgotten(git: Git, known: Iterable[Version]) -> dict[str, str]:
+    """Version name -> the request on which its data was forgotten, of those that can never be rebuilt or served."""
+    return {name: found.ticket for name, found in newest(git, known).items() if found.ticket is not None}
+
+
 def _read(git: Git, which: str) -> list[Verdict]:
     listing = git.out("log", "--reverse", "--topo-order", "--format=%B%x1e", which)
     return [_parsed(text) for text in listing.split("\x1e") if text.strip()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -298,8 +298,10 @@ def assign(
             continue
 
 
-def previous_holder(git: Git, model: str, alias: str = CHAMPION) -> Version:
+def previous_holder(git: Git, model: str, alias: str = CHAMPION, gone: Collection[str] = ()) -> Version:
     """The version to return to: the holder before the present one, where a return undoes what came in between.
+
+    Versions that are `gone` are passed over.
 
     Raises `NothingToRollBackTo`, `UnknownModel`.
     """
@@ -313,6 +315,9 @@ def previous_holder(git: Git, model: str, alias: str = CHAMPION) -> Version:
             del stack[stack.index(version) + 1 :]
         else:
             stack.append(version)
-    if len(stack) > 1:
-        return stack[-2]
-    raise NothingToRollBackTo(f"{model} has had no other {alias}; name a version with `retrace promote VERSION`")
+    before = [version for version in stack[:-1] if version.name not in gone]
+    if before:
+        return before[-1]
+    raise NothingToRollBackTo(
+        f"{model} has no earlier {alias} to return to; name a version with `retrace promote VERSION`"
+    )

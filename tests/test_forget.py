@@ -8,7 +8,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,19 +17,26 @@ from mlflow import MlflowClient
 from projects import Project, day
 
 from retrace import lease, verdicts, versions
-from retrace.dvcfiles import object_path
+from retrace.dvcfiles import lock_entries, object_path, output_md5s
 from retrace.errors import RetraceError
 from retrace.forget import NoCondition, RecordMoved, TicketRefused, UnknownDataset, forget, run_forget
-from retrace.forgetting.find import SourceNotAsked, SourceStillHas
-from retrace.forgetting.plan import Request, newest
+from retrace.forgetting.find import Found, SourceNotAsked, SourceStillHas
+from retrace.forgetting.history import history
+from retrace.forgetting.plan import Request, newest, plan
+from retrace.forgetting.text import plan_lines
+from retrace.gate import HoldoutMismatch, gate
 from retrace.git import Git
 from retrace.process import Forgotten
+from retrace.promote import VersionForgotten, promote_version
 from retrace.publish import publish_model
 from retrace.pull import pull_data
+from retrace.register import register
 from retrace.registry import prepare
+from retrace.reproduce import run_reproduce
 from retrace.search import ConditionRefused
 from retrace.tombstones import current
 from retrace.verdicts import IMPOSSIBLE
+from retrace.verify import run_verify
 
 PERSON = "zygmunt-the-person"
 CONDITION = f"name = '{PERSON}'"
@@ -207,6 +214,46 @@ def test_a_retrain_goes_on_although_it_makes_some_files_again(forgotten: Project
     assert again <= stored(project)["remote"], "what was made again without the records is not purged a second time"
 
 
+def test_no_alias_returns_to_a_version_whose_files_are_gone(forgotten: Project, tmp_path: Path) -> None:
+    project = forgotten.copy(tmp_path / "project")
+    with pytest.raises(VersionForgotten, match=f"^alpha@v2 was forgotten on request {TICKET}: its files are gone"):
+        promote_version(project.settings, "alpha@v2", "it was good")
+    project.fill("2013-04")
+    project.ingest("2013-05-01")
+    commit = project.stages("alpha", "third")
+    third = register(project.settings, project.task("alpha", "third", "register"), commit).version
+    with pytest.raises(HoldoutMismatch, match=f"retrace promote {third.name} --because TEXT$"):
+        gate(project.settings, project.task("alpha", "third", "gate"), commit)
+    versions.assign(project.mirror, third, "champion", "by hand")
+    assert versions.previous_holder(project.mirror, "alpha").name == "alpha@v2"
+    gone = verdicts.forgotten(project.mirror, versions.versions(project.mirror))
+    assert gone == {"alpha@v2": TICKET}
+    assert versions.previous_holder(project.mirror, "alpha", gone=gone).name == "alpha@v1"
+
+
+def test_a_retrain_carries_no_results_whose_files_are_gone(forgotten: Project, tmp_path: Path) -> None:
+    project = forgotten.copy(tmp_path / "project")
+    project.fill("2013-04")
+    project.ingest("2013-05-01")
+    commit = project.snapshot("beta", "fourth")
+    lock = lock_entries(Git(project.settings.mirror).read(commit, "dvc.lock"))
+    md5s = set(output_md5s(lock).values())
+    assert not md5s & current(project.mirror).keys()
+    assert "train@alpha" in lock, "alpha@v1 still has its files"
+
+
+def test_a_forgotten_version_is_not_rebuilt_again(
+    forgotten: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = forgotten.copy(tmp_path / "project")
+    code = run_reproduce(project.settings, "alpha@v2", vary=False, keep=False, as_json=False)
+    assert (code, capsys.readouterr().out) == (
+        5,
+        f"alpha@v2 is impossible to make again: forgotten on request {TICKET}\n",
+    )
+    assert len(verdicts.verdicts(project.mirror, versions.find(project.mirror, "alpha@v2"))) == 1
+
+
 def test_another_machines_cache_brings_nothing_back(
     forgotten: Project, with_the_person: Project, tmp_path: Path
 ) -> None:
@@ -239,7 +286,9 @@ def test_an_ingestion_does_not_bring_the_records_back(forgotten: Project, tmp_pa
 def test_a_source_that_has_the_records_is_refused(person: Project, run: Run) -> None:
     add(person, "2013-02", PERSON)
     before = person.refs(), stored(person)
-    with pytest.raises(SourceStillHas, match="the source still has 1 such rows in 2013-02 for events"):
+    with pytest.raises(
+        SourceStillHas, match="still has 1 such rows in 2013-02 for events, as asked through the Connection "
+    ):
         run(person)
     assert (person.refs(), stored(person)) == before
 
@@ -290,6 +339,48 @@ def test_files_in_the_users_own_checkout_and_objects_of_nobody_are_told(person: 
     assert unknown.exists()
     pull_data(person.settings)
     assert PERSON.encode() not in (person.root / FEBRUARY).read_bytes()
+
+
+def test_kept_rebuilds_of_the_versions_are_named_and_removed(person: Project, run: Run) -> None:
+    rebuilds = person.settings.var / "rebuilds"
+    for name in ("alpha@v1--20130501T000000.0", "alpha@v2--20130501T000000.0"):
+        (rebuilds / name / "tree").mkdir(parents=True)
+    told = run(person, ask=lambda question: "")
+    assert told.text.endswith("nothing is changed; answer y at a terminal, or add --yes\n")
+    told = run(person)
+    assert f"left here, removed: {rebuilds}/alpha@v2--20130501T000000.0\n" in told.text
+    assert [folder.name for folder in rebuilds.iterdir()] == ["alpha@v1--20130501T000000.0"]
+
+
+def test_of_several_partitions_one_list_is_left_and_not_one_of_each_step(person: Project, run: Run) -> None:
+    with sqlite3.connect(person.source) as database:
+        database.execute("DELETE FROM events WHERE name = 'event 7'")
+    before = stored(person)["cache"]
+    told = run(person, condition="name = 'event 7'")
+    assert "3 partitions of events replaced" in told.text
+    assert "that no commit names" not in told.text
+    assert len([oid for oid in stored(person)["cache"] - before if oid.endswith(".dir")]) == 1
+
+
+def test_verify_says_once_that_a_version_was_forgotten(
+    person: Project, mlflow_copies: MlflowClient, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(person).code == 0
+    assert run_verify(person.settings, "alpha@v2", as_json=False) == 1
+    told = capsys.readouterr().out
+    assert told.count(f"? alpha@v2 was forgotten on request {TICKET}: its files are gone\n") == 1
+    assert "DVC remote" not in told and "MLflow" not in told
+
+
+def test_examples_for_serving_are_all_named_and_first(with_the_person: Project, forgotten: Project) -> None:
+    known = history(forgotten.mirror)
+    cost = plan(forgotten.mirror, known, REQUEST, [], current(forgotten.mirror))
+    rows = [f"reports/model_{number}/serving.json" for number in range(10)]
+    paths = (*(f"metrics/model_{number}.json" for number in range(9)), *rows)
+    runs = ("refs/runs/beta/broken",) * 4
+    told = list(plan_lines(replace(cost, in_git=paths, runs=runs), Found((), {}, (), (), ()), []))
+    assert f"  stays in git, whose history is not rewritten: {', '.join(rows)} and 9 more" in told
+    assert "  what other runs and scores made of the data: refs/runs/beta/broken" in told
 
 
 def test_what_is_nowhere_and_what_is_damaged_is_told(person: Project, run: Run) -> None:
@@ -369,7 +460,11 @@ def test_a_request_that_is_killed_again_and_again_is_finished_by_the_same_comman
     }
     assert len(verdicts.verdicts(person.mirror, versions.find(person.mirror, "alpha@v2"))) == 1
     assert stored(person)["remote"] == stored(forgotten)["remote"]
-    assert run(person).code == 0
+    done = f"request {TICKET} is done: {len(stones)} tombstones, nothing left to do\n"
+    assert run(person, ask=None) == Told(0, done)
+    back = next(md5 for md5, stone in stones.items() if stone.path == FEBRUARY)
+    object_path(person.settings.var / "remote", back).write_bytes(b"of an old cache")
+    assert "1 object deleted from the remote" in run(person).text
     assert len(verdicts.verdicts(person.mirror, versions.find(person.mirror, "alpha@v2"))) == 1
 
 

@@ -170,6 +170,19 @@ def test_no_identity_is_needed_and_a_user_s_own_is_kept(
         assert own.write_tag("m@v1", commit, "x")
 
 
+def test_who_works_in_the_origin_is_who_writes_there_though_the_mirror_is_nobody_s(
+    mirror: Mirror, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOME", str(tmp_path)), ("GIT_CONFIG_NOSYSTEM", "1"), ("XDG_CONFIG_HOME", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    main = mirror.resolve("refs/heads/main")
+    assert main is not None
+    git(origin, "config", "user.name", "Bob of the night shift")
+    git(origin, "config", "user.email", "bob@example.com")
+    tag = mirror.write_tag("m@v1", main, "x")
+    assert "tagger Bob of the night shift <bob@example.com>" in mirror.out("cat-file", "tag", tag)
+
+
 def test_the_caller_s_git_environment_leads_nowhere_else(
     mirror: Mirror, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

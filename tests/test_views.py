@@ -119,11 +119,15 @@ def test_several_command_lines_run_in_turn_up_to_one_that_fails(tmp_path: Path) 
             "reads the parameter models.alpha.evaluate, which it does not declare",
         ),
         (
+            "sys.exit('params.yaml has no models.alpha.evaluate.rate; add it')",
+            "reads the parameter models.alpha.evaluate.rate, which it does not declare",
+        ),
+        (
             "text = subprocess.run(['cat', 'data/extra.txt'], check=True, stdout=-1).stdout",
             "ends with code 1: subprocess.CalledProcessError: Command '['cat', 'data/extra.txt']' returned",
         ),
     ],
-    ids=["module", "name of a module", "file", "roundabout", "parameter", "another program"],
+    ids=["module", "name of a module", "file", "roundabout", "parameter", "named in full", "another program"],
 )
 def test_what_the_repository_has_and_a_stage_does_not_declare_is_not_there_and_is_named(
     site: Site, program: str, culprit: str

@@ -14,12 +14,14 @@ from retrace.rebuild.view import STRUCTURED
 
 _QUOTED = re.compile(r"['\"`]([^'\"`\s]+)['\"`]|(?<![\w/])([\w.-]+(?:/[\w.-]+)+)")
 
+_DOTTED = re.compile(r"(?<![\w./])[A-Za-z_]\w*(?:\.\w+)+")
 _IMPORTED = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")
 
 
 def culprits(said: str, tree: Path, stage: Declared) -> list[str]:
     """In words, what the line names that the tree has and the stage does not declare."""
     names = [first or second for first, second in _QUOTED.findall(said)]
+    names += _DOTTED.findall(said)
     names += [f"{package}.{name}" for name, package in _IMPORTED.findall(said)]
     found = [text for name in names for text in (*_files(name, tree, stage), *_parameters(name, tree, stage))]
     return list(dict.fromkeys(found))
@@ -40,7 +42,7 @@ def _parameters(name: str, tree: Path, stage: Declared) -> Iterable[str]:
             continue
         for key in _keys(yaml12.load((tree / file).read_text())):
             covered = any(key == own or key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in declared)
-            if key.rpartition(".")[2] == name and not covered and _of_model(key, stage):
+            if name in (key, key.rpartition(".")[2]) and not covered and _of_model(key, stage):
                 yield f"reads the parameter {key}, which it does not declare"
 
 
