@@ -5,6 +5,8 @@ The envelope (DSSE) is signed with the SSH key that signs tags; its payload is t
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from retrace.verify import require
 from retrace.versions import Version
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.serialization import SSHPrivateKeyTypes
     from securesystemslib.signer import CryptoSigner, Key
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -64,20 +67,42 @@ def attest_version(settings: Settings, version: str) -> str:
 
 def _signer(settings: Settings) -> CryptoSigner:
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
     from securesystemslib.signer import CryptoSigner
+
+    try:
+        return CryptoSigner(_private_key(settings))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise _unusable() from None
+
+
+def _private_key(settings: Settings) -> SSHPrivateKeyTypes:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
     key = key_of(settings)
     if key is None:
         raise CannotAttest("no key to sign with: set RETRACE_SIGNING_KEY to an SSH key (`retrace show` needs none)")
     try:
         _refuse_readable_by_others(key)
-        return CryptoSigner(load_ssh_private_key(key.read_bytes(), password=None))
+        return load_ssh_private_key(key.read_bytes(), password=None)
     except (ValueError, TypeError, OSError, UnsupportedAlgorithm):
-        raise CannotAttest(
-            "the file that RETRACE_SIGNING_KEY names is no private SSH key without a passphrase, which an envelope is "
-            "signed with (an agent does not do it); name one such as ssh-keygen -t ed25519 makes"
-        ) from None
+        raise _unusable() from None
+
+
+def _unusable() -> CannotAttest:
+    return CannotAttest(
+        "the file that RETRACE_SIGNING_KEY names is no private SSH key without a passphrase, which an envelope is "
+        "signed with (an agent does not do it); name one such as ssh-keygen -t ed25519 makes"
+    )
+
+
+def fingerprint(settings: Settings) -> str:
+    """Of the key that envelopes are signed with, as `ssh-keygen -l` prints it. Raises `CannotAttest`."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = _private_key(settings).public_key()
+    blob = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]
+    return "SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(blob)).digest()).decode().rstrip("=")
 
 
 def _refuse_readable_by_others(key: Path) -> None:

@@ -121,13 +121,14 @@ def attest(
     output: Annotated[Path | None, typer.Argument(help="the file to write (default: print it)")] = None,
 ) -> None:
     """The version's SLSA provenance in a DSSE envelope, signed with the configured key."""
-    from retrace.attest import attest_version
+    from retrace.attest import attest_version, fingerprint
 
     envelope = attest_version(settings_here(), version)
     if output is None:
         print(envelope)
     else:
         output.write_text(envelope + "\n")
+        print(f"{output}: the provenance of {version}, signed by key {fingerprint(settings_here())}")
 
 
 @app.command()

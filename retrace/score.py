@@ -101,7 +101,9 @@ def _data(git: Git, name: str) -> tuple[str, datetime | None]:
         return newest.commit, newest.through
     commit = git.resolve(name) if _REVISION.fullmatch(name) else None
     if commit is None:
-        raise UnknownData(f"--data {name}: no such commit; name one of the branch data (git log data), or {LATEST}")
+        raise UnknownData(
+            f"--data {name}: no such commit; name one of the branch data (git log refs/heads/data), or {LATEST}"
+        )
     known: list[DataCommit] = data_commits(git)
     return commit, next((data.through for data in known if data.commit == commit), None)
 
@@ -114,7 +116,7 @@ def _check(git: Git, version: Version, commit: str, through: datetime | None) ->
     if lacking:
         raise NoData(
             f"commit {commit[:12]} has no data of {', '.join(lacking)}, which {version.name} reads; name a commit of "
-            f"the branch data (git log data), or {LATEST}"
+            f"the branch data (git log refs/heads/data), or {LATEST}"
         )
     own = raw_files(git, version.commit)
     if all(own.get(f"{RAW}/{name}.dvc") == files[f"{RAW}/{name}.dvc"] for name in datasets):

@@ -23,7 +23,16 @@ from securesystemslib.signer import CryptoSigner
 from signing import Keys, make_key
 
 from retrace import slsa, versions
-from retrace.attest import PAYLOAD_TYPE, CannotAttest, EnvelopeInvalid, attest_version, check_envelope, statement_of
+from retrace.attest import (
+    PAYLOAD_TYPE,
+    CannotAttest,
+    EnvelopeInvalid,
+    attest_version,
+    check_envelope,
+    fingerprint,
+    statement_of,
+)
+from retrace.signatures import key_of
 from retrace.slsa import StatementInvalid
 from retrace.verify import NotVerified
 from retrace.versions import Version
@@ -140,6 +149,8 @@ def test_a_statement_of_another_form_or_of_something_else_is_refused(
 def test_an_envelope_is_signed_by_the_ssh_key_and_holds_what_show_prints(attested: Project, keys: Keys) -> None:
     """Checked by hand, as the specification of DSSE has it, with the key as `ssh-keygen` wrote it."""
     envelope = json.loads(attest_version(attested.settings, "alpha@v1"))
+    listed = subprocess.run(["ssh-keygen", "-lf", key_of(attested.settings) or ""], capture_output=True, text=True)
+    assert fingerprint(attested.settings) == listed.stdout.split()[1]
     payload = base64.b64decode(envelope["payload"])
     assert payload.decode() == statement_of(attested.settings, "alpha@v1")
     assert envelope["payloadType"] == PAYLOAD_TYPE

@@ -234,6 +234,23 @@ def test_a_file_that_the_remote_cannot_give_is_named_and_nothing_is_left(trained
     assert found(tmp_path / "there", expected) == expected
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o444])
+def test_a_rotten_object_is_still_in_the_remote_after_it_was_refused(
+    trained: Project, tmp_path: Path, mode: int
+) -> None:
+    remote, (md5, _) = trained.settings.var / "remote", recorded(trained, "alpha@v1")[MODEL]
+    cached = trained.settings.cache / "files/md5" / md5[:2] / md5[2:]
+    cached.unlink()
+    rot(stored(trained, md5))
+    stored(trained, md5).chmod(mode)
+    before = {path: path.read_bytes() for path in remote.rglob("*") if path.is_file()}
+    with pytest.raises(ObjectCorrupt) as raised:
+        checkout_version(trained.settings, "alpha@v1", tmp_path / "there")
+    assert str(raised.value).startswith(f"{MODEL} (md5 {md5}) in {remote} is not what the record says and was not used")
+    assert {path: path.read_bytes() for path in remote.rglob("*") if path.is_file()} == before
+    assert not cached.exists() and not (tmp_path / "there").exists()
+
+
 def test_a_rotten_file_of_this_machine_s_cache_is_not_what_is_brought(trained: Project, tmp_path: Path) -> None:
     expected = recorded(trained, "alpha@v1")
     md5, _ = expected[MODEL]

@@ -85,7 +85,9 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(scored: tuple[Project, l
     with pytest.raises(UnknownVersion, match="it has v1 to v1"):
         said(project, "alpha@v9")
     for name in ("nonsense", "f" * 40, "--all", "main;ls", ""):
-        with pytest.raises(UnknownData, match="no such commit; name one of the branch data"):
+        with pytest.raises(
+            UnknownData, match=r"no such commit; name one of the branch data \(git log refs/heads/data\)"
+        ):
             said(project, "alpha@v1", name)
     with pytest.raises(NoData, match="has no data of events, which alpha@v1 reads"):
         said(project, "alpha@v1", "main")

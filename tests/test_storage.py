@@ -127,6 +127,24 @@ def test_a_rotten_object_of_the_remote_is_refused_and_kept_out_of_the_cache(stor
     assert stored.trained(stored.train()).startswith("5 ")
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o444])
+def test_what_only_reads_leaves_a_rotten_object_in_the_remote(stored: Stored, mode: int) -> None:
+    """DVC would delete one that is writable: the evidence, and what could be mended."""
+    for md5, path in ((stored.feature, f"{FEATURES}/2013-01.txt"), (stored.md5s[FEATURES], FEATURES)):
+        stored.forget()
+        place = stored.object(stored.remote, md5)
+        content = rot(place)
+        place.chmod(mode)
+        before = {found: found.read_bytes() for found in stored.remote.rglob("*") if found.is_file()}
+        assert refused(stored, ObjectCorrupt).startswith(
+            f"{path} (md5 {md5}) in {stored.remote} is not what the record"
+        )
+        assert {found: found.read_bytes() for found in stored.remote.rglob("*") if found.is_file()} == before
+        for kept in filter(Path.is_file, (stored.cache / "files/md5").rglob("*")):
+            assert hash_file(kept).md5 == (kept.parent.name + kept.name).removesuffix(".dir")
+        restore(place, content)
+
+
 def test_a_rotten_object_of_the_cache_is_replaced_from_the_remote(stored: Stored) -> None:
     good = versions.find(stored.project.mirror, "alpha@v1").commit
     digest = stored.trained(good).split()[1]

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,37 @@ def _note_partial_copies() -> list[str]:
     return names
 
 
+def _leave_remotes_as_they_are() -> None:
+    """DVC deletes an object of a remote that it finds corrupt, even where it only looks: that destroys evidence.
+
+    To look is to see that an object is there; what is fetched is hashed before it is used. What is written is checked,
+    and removed where the bytes did not arrive, as before.
+    """
+    from dvc_data.hashfile import db
+    from dvc_data.hashfile.meta import Meta
+
+    make_odb: Callable[..., Any] = db.get_odb  # by now of remotes only: the cache has been made
+
+    def made(fs: Any, path: str, **config: Any) -> Any:
+        odb = make_odb(fs, path, **config)
+        check, add = odb.check, odb.add
+
+        def look(oid: str, check_hash: bool = True, _info: dict[str, Any] | None = None) -> Any:
+            return Meta.from_info(_info or odb.fs.info(odb.oid_to_path(oid)))
+
+        def write(*arguments: Any, **options: Any) -> Any:
+            odb.check = check
+            try:
+                return add(*arguments, **options)
+            finally:
+                odb.check = look
+
+        odb.check, odb.add = look, write
+        return odb
+
+    db.get_odb = made
+
+
 def _remove_partial_copies(repo: Any, names: list[str]) -> None:
     for path in Path(repo.cache.local.path).glob("*/*.tmp"):
         if path.name in names:
@@ -119,6 +151,7 @@ def main() -> None:
         repo = Repo(".")
         repo.scm_context.quiet = True
         partial_copies = _note_partial_copies()
+        _leave_remotes_as_they_are()
         store = Store(repo, request, reporter)
         try:
             result = _OPERATIONS[request["operation"]](repo, store, request, reporter)

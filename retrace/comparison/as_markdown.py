@@ -23,16 +23,16 @@ def markdown_lines(found: Comparison) -> Iterator[str]:
     yield ""
     sides = zip(names, (found.a, found.b), strict=True)
     yield from (f"- {markdown(name)}: {markdown(wording.side(content))}" for name, content in sides)
+    if found.same_version:
+        yield from ("", "The same version.")
+        return
     yield from _section("Data", _data(found))
     yield from _section("Code", _code(found))
     yield from _section("Parameters", _parameters(found))
     yield from _section("Environment", _environment(found))
     yield from _section("Metrics", _metrics(found))
     title = wording.stages_title(found)
-    yield from _section(
-        f"{title[0].upper()}{title[1:]}",
-        _table(("stage", "because"), [(stage.name, wording.stage(stage)) for stage in found.stages]),
-    )
+    yield from _section(f"{title[0].upper()}{title[1:]}", _stages(found))
     if found.patch:
         yield from ("", "<details><summary>Patch</summary>", "", *_block(found.patch), "", "</details>")
 
@@ -59,7 +59,9 @@ def _block(patch: str) -> list[str]:
 
 def _data(found: Comparison) -> Iterator[str]:
     changed = [change for change in found.data if not change.same]
-    yield from _table(("dataset", "partition", "", "rows"), [row for change in changed for row in _dataset(change)])
+    yield from _table(
+        ("dataset", "partition", "change", "rows"), [row for change in changed for row in _dataset(change)]
+    )
     psi = [
         (f"{RAW}/{change.name}, all rows", item.column, f"{item.value:.3f}", item.reading)
         for change in changed
@@ -78,7 +80,7 @@ def _data(found: Comparison) -> Iterator[str]:
         for table in found.tables
         for column in table.columns
     ]
-    for header, rows in ((("table", "column", "type"), columns), (("PSI of", "column", "PSI", ""), psi)):
+    for header, rows in ((("table", "column", "type"), columns), (("PSI of", "column", "PSI", "reading"), psi)):
         if rows:
             yield ""
             yield from _table(header, rows)
@@ -90,21 +92,21 @@ def _dataset(change: DatasetChange) -> Iterator[tuple[str, ...]]:
     name, before, after = f"{RAW}/{change.name}", change.before, change.after
     counts = [f"{len(side.partitions):,} partitions" if side is not None else "none" for side in (before, after)]
     rows = [side.rows if side is not None else 0 for side in (before, after)]
-    yield name, " -> ".join(dict.fromkeys(counts)), "", wording.rows(rows[0], rows[1])
+    yield name, " -> ".join(dict.fromkeys(counts)), "in all", wording.rows(rows[0], rows[1])
     listed = [(item.path, "added", wording.counted(item.rows, "row")) for item in change.added]
     listed += [(item.path, "removed", wording.counted(item.rows, "row")) for item in change.removed]
     listed += [(new.path, "replaced", wording.rows(old.rows, new.rows)) for old, new in change.replaced]
-    yield from (("", *row) for row in listed[:_PARTITIONS])
+    yield from ((name, *row) for row in listed[:_PARTITIONS])
     if len(listed) > _PARTITIONS:
-        yield "", f"and {len(listed) - _PARTITIONS:,} more", "", ""
+        yield name, f"and {len(listed) - _PARTITIONS:,} more", "not listed", "-"
 
 
 def _code(found: Comparison) -> Iterator[str]:
     rows: list[tuple[str, str, str]] = []
     rows += [(item.stage, file.path, file.kind) for item in found.code.stages for file in item.files]
     rows += [(item.stage, "command", wording.from_to(item.command)) for item in found.code.stages if item.command]
-    rows += [("", said, "") for said in wording.outside(found.code.outside)]
-    yield from _table(("stage", "file", ""), rows)
+    rows += [("no stage", path, kind) for path, kind in wording.outside(found.code.outside)]
+    yield from _table(("stage", "file", "change"), rows)
 
 
 def _parameters(found: Comparison) -> Iterator[str]:
@@ -113,6 +115,14 @@ def _parameters(found: Comparison) -> Iterator[str]:
         for item in found.parameters
     ]
     yield from _table(("parameter", "from, to", "read by"), rows)
+
+
+def _stages(found: Comparison) -> Iterator[str]:
+    idle = wording.idle(found)
+    if idle is not None:
+        yield f"Unchanged: {idle}."
+        return
+    yield from _table(("stage", "because"), [(stage.name, wording.stage(stage)) for stage in found.stages])
 
 
 def _environment(found: Comparison) -> Iterator[str]:
@@ -128,7 +138,12 @@ def _metrics(found: Comparison) -> Iterator[str]:
     if note is not None:
         yield from (f"> {markdown(note)}", "")
     rows = [
-        (value.name, wording.metric(value.before), wording.metric(value.after), wording.difference(value.difference))
+        (
+            value.name,
+            wording.metric(value.before),
+            wording.metric(value.after),
+            wording.difference(value.difference) or "-",
+        )
         for value in (found.metrics.values if found.a.trained and found.b.trained else ())
     ]
     yield from _table(("metric", found.a.side.name, found.b.side.name, "difference"), rows)

@@ -22,6 +22,9 @@ def text_lines(found: Comparison) -> Iterator[str]:
     yield printable(f"{names[0]} -> {names[1]}")
     yield from _rows([(name, wording.side(content)) for name, content in zip(names, (found.a, found.b), strict=True)])
     yield ""
+    if found.same_version:
+        yield "the same version"
+        return
     yield from _section("data", _data(found))
     yield from _section("code", _code(found))
     yield from _section("parameters", _parameters(found))
@@ -116,13 +119,17 @@ def _table(table: TableChange, estimated: bool) -> Iterator[str]:
 def _code(found: Comparison) -> Iterator[str]:
     rows = []
     for item in found.code.stages:
-        said = [file.path if file.kind == "changed" else f"{file.path} {file.kind}" for file in item.files]
+        said = [_file(file.path, file.kind) for file in item.files]
         if item.command is not None:
             said.append(f"command {wording.from_to(item.command)}")
         rows.append((item.stage, ", ".join(said)))
     if found.code.outside:
-        rows.append(("no stage", ", ".join(wording.outside(found.code.outside))))
+        rows.append(("no stage", ", ".join(_file(*file) for file in wording.outside(found.code.outside))))
     yield from _rows(rows)
+
+
+def _file(path: str, kind: str) -> str:
+    return path if kind == "changed" else f"{path} {kind}"
 
 
 def _parameters(found: Comparison) -> Iterator[str]:
@@ -159,8 +166,9 @@ def _metrics(found: Comparison) -> Iterator[str]:
 
 
 def _stages(found: Comparison) -> Iterator[str]:
-    if all(stage.state == "unchanged" for stage in found.stages):
-        yield f"{'stages':<13}unchanged: none {'had to' if found.b.trained else 'would'} run"
+    idle = wording.idle(found)
+    if idle is not None:
+        yield f"{'stages':<13}unchanged: {idle}"
         return
     yield wording.stages_title(found)
     yield from _rows([(stage.name, wording.stage(stage)) for stage in found.stages])

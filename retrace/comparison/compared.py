@@ -16,6 +16,8 @@ from retrace.comparison.tables import TableChange, table_changes
 from retrace.config import Settings
 from retrace.git import Git
 
+_PARAMETERS = "params.yaml"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -33,6 +35,11 @@ class Comparison:
     metrics: Metrics
     stages: tuple[StageReasons, ...]
 
+    @property
+    def same_version(self) -> bool:
+        """Whether both sides are one version, under whatever names."""
+        return self.a.side.version is not None and self.a.side == self.b.side
+
 
 def compared(
     settings: Settings, git: Git, model: str, a: Side, b: Side, *, with_patch: bool, exact: bool
@@ -41,6 +48,7 @@ def compared(
     first, second = (_with_edits(git, content) for content in read_both(git, model, a, b))
     changed = changed_files(git, a.tree, b.tree, (*first.templates, *second.templates))
     code = code_changes(changed, first, second)
+    parameters = parameter_changes(model, first, second)
     data = data_changes(first, second)
     return Comparison(
         model=model,
@@ -48,13 +56,20 @@ def compared(
         b=second,
         data=tuple(_with_psi(settings, git, first, second, change) for change in data) if exact else data,
         tables=table_changes(git, first, second),
-        code=code,
+        code=_without_told(code, parameters),
         patch=patch(git, first, second, code.files) if with_patch else None,
-        parameters=parameter_changes(model, first, second),
+        parameters=parameters,
         environment=environment_changes(first, second),
         metrics=metric_changes(first, second),
         stages=stage_reasons(first, second, changed),
     )
+
+
+def _without_told(code: Code, parameters: tuple[ParameterChange, ...]) -> Code:
+    """Without params.yaml, where its keys of this model are told as parameters of stages, or are as they were."""
+    if not all(change.stages for change in parameters):
+        return code
+    return replace(code, outside=tuple(file for file in code.outside if file.path != _PARAMETERS))
 
 
 def _with_edits(git: Git, content: Content) -> Content:

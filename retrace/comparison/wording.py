@@ -83,17 +83,17 @@ def psi(moved: Sequence[ColumnPsi]) -> str:
     return ", ".join(words) if moved else "no column that both sides have as numbers"
 
 
-def outside(files: Sequence[File]) -> Iterator[str]:
-    """The files of no stage, one by one or, where they are many, counted by folder."""
+def outside(files: Sequence[File]) -> Iterator[tuple[str, str]]:
+    """The files of no stage with what became of them, one by one or, where they are many, counted by folder."""
     if len(files) <= _FILES:
-        yield from (f"{file.path} {file.kind}" if file.kind != "changed" else file.path for file in files)
+        yield from ((file.path, file.kind) for file in files)
         return
     for folder, group in groupby(files, key=lambda file: file.path.partition("/")[0] if "/" in file.path else ""):
         listed = list(group)
         if folder and len(listed) > 1:
-            yield f"{folder}/ ({counted(len(listed), 'file')})"
+            yield f"{folder}/ ({counted(len(listed), 'file')})", "changed"
         else:
-            yield from (file.path for file in listed)
+            yield from ((file.path, file.kind) for file in listed)
 
 
 def difference(number: float | None) -> str:
@@ -110,15 +110,20 @@ def metrics_note(found: Comparison) -> str | None:
     """What must be known before the metrics are compared."""
     untrained = [content.side.name for content in (found.a, found.b) if not content.trained]
     if untrained:
-        idle = all(stage.state == "unchanged" for stage in found.stages)
-        more = "; every stage would find what it read before, so a retrain would make nothing new" if idle else ""
-        return f"{' and '.join(untrained)}: not trained, so there are no metrics to compare{more}"
+        return f"none of {' and '.join(dict.fromkeys(untrained))} to compare"
     if found.metrics.comparable is None:
         return "whether both were measured on the same holdout is not known: a side has no report of it"
     if not found.metrics.comparable:
         differs = "; ".join(f"{change.name} {from_to(change)}" for change in found.metrics.holdout)
         return f"the holdouts differ, so these numbers are not comparable: {differs}"
     return None
+
+
+def idle(found: Comparison) -> str | None:
+    """What is said of stages that are all unchanged."""
+    if any(stage.state != "unchanged" for stage in found.stages):
+        return None
+    return "none had to run" if found.b.trained else "none would run: a retrain would make nothing new"
 
 
 def stages_title(found: Comparison) -> str:
