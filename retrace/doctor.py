@@ -11,6 +11,7 @@ from retrace.config import Settings
 from retrace.errors import RetraceError, TransientError
 from retrace.health.finding import Finding, Section, counted
 from retrace.health.forgotten import forgotten
+from retrace.health.holders import holders
 from retrace.health.leftovers import leftovers
 from retrace.health.needs import needs
 from retrace.health.objects import objects
@@ -65,6 +66,7 @@ def examine(
     scope = look(settings, follow)
     needed = needs(scope)
     yield refs(scope, needed)
+    yield holders(scope)
     follow("asks the remote for every object")
     stones = tombstones(scope.mirror)
     yield objects(scope, needed, {md5: stone.ticket for md5, stone in stones.items()}, fix=fix)

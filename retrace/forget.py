@@ -21,14 +21,14 @@ from retrace.errors import RetraceError
 from retrace.forgetting.find import Found, ask_source, find
 from retrace.forgetting.history import History, fetch_all, history
 from retrace.forgetting.plan import Plan, Request, every_partition, plan
-from retrace.forgetting.purge import judge, purge_objects, purge_registry
+from retrace.forgetting.purge import judge, judged, kept_rebuilds, purge_objects, purge_registry
 from retrace.forgetting.rewrite import replace_partitions
 from retrace.forgetting.source import source
-from retrace.forgetting.text import done_lines, nothing_lines, plan_lines
+from retrace.forgetting.text import done_already, done_lines, nothing_lines, plan_lines
 from retrace.git import Mirror
 from retrace.ingest import Fetch
 from retrace.runs import code_commit, params_at
-from retrace.tombstones import bury, tombstones
+from retrace.tombstones import Tombstone, bury, tombstones
 from retrace.workspace import temporary_folder
 
 _TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -86,11 +86,14 @@ def forget(
         case = _Case.of(settings, mirror, code, request, condition, folder)
         if case.plan.empty:
             return _tell(nothing_lines(case.plan, case.found, len(every_partition(case.known, request.dataset))))
-        _tell(plan_lines(case.plan, case.found))
+        if case.finished:
+            with _undisturbed(settings, mirror, params, request):
+                return case.carry_out(condition, follow)
+        _tell(plan_lines(case.plan, case.found, kept_rebuilds(settings, case.plan)))
         names = case.intervals()
         ask_source(params.ingest, request.dataset, names, condition, fetch or source(settings, params), folder)
-        if ask is not None and ask("forget all of this? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("nothing is changed")
+        if ask is not None and (answer := ask("forget all of this? [y/N] ").strip().lower()) not in ("y", "yes"):
+            print("nothing is changed" if answer else "nothing is changed; answer y at a terminal, or add --yes")
             return 1
         with _undisturbed(settings, mirror, params, request):
             if _refs(mirror) != seen:
@@ -108,6 +111,7 @@ class _Case:
     known: History
     found: Found
     plan: Plan
+    buried: Mapping[str, Tombstone]
 
     @classmethod
     def of(
@@ -123,7 +127,8 @@ class _Case:
         buried = tombstones(mirror)
         partitions = [part for part in every_partition(known, request.dataset) if part.md5 not in buried]
         found = find(settings, mirror, code, partitions, condition, folder)
-        return cls(settings, mirror, code, known, found, plan(mirror, known, request, found.hits, buried))
+        cost = plan(mirror, known, request, found.hits, buried)
+        return cls(settings, mirror, code, known, found, cost, buried)
 
     def intervals(self) -> set[str]:
         """The names of the partitions that hold records, or held them before an earlier try of this request."""
@@ -131,9 +136,18 @@ class _Case:
         paths = [stone.path for stone in self.plan.stones if stone.path.startswith(prefix)]
         return {Path(path).stem for path in paths}
 
+    @property
+    def finished(self) -> bool:
+        """Whether the request was consented to and carried out up to its verdicts: only what came back since, or what
+        MLflow still has, can be left."""
+        if self.found.hits or any(stone.md5 not in self.buried for stone in self.plan.stones):
+            return False
+        return judged(self.mirror, self.plan)
+
     def carry_out(self, condition: str, follow: Callable[[str], None]) -> int:
         """All steps that are left; the exit code."""
         settings, mirror, code, plan = self.settings, self.mirror, self.code, self.plan
+        again = self.finished and not kept_rebuilds(settings, plan)
         commit = None
         if plan.replacements:
             follow("replace")
@@ -146,7 +160,8 @@ class _Case:
         judge(mirror, self.known, plan)
         follow("registry")
         left = purge_registry(settings, mirror, plan)
-        _tell(done_lines(plan, commit, purged))
+        nothing = again and not (purged.remote or purged.cache or left)
+        _tell([done_already(plan)] if nothing else done_lines(plan, commit, purged))
         if left:
             _tell([f"LEFT: {line}" for line in left] + ["run the same command again to finish this"])
         return 1 if left else 0

@@ -160,10 +160,13 @@ def _contents(settings: Settings, mirror: Mirror, version: Version, objects: boo
     except (RetraceError, KeyError, TypeError, ValueError, AttributeError) as error:
         yield fails("record", f"its commit is not a version's: {' '.join(str(error).split()) or type(error).__name__}")
         return
+    ticket = None
     if objects:
-        yield from check_objects(settings, mirror, version, things)
+        for finding in check_objects(settings, mirror, version, things):
+            ticket = ticket or finding.ticket
+            yield finding
     if registry:
-        yield from check_registered(settings, mirror, version, things)
+        yield from check_registered(settings, mirror, version, things, ticket)
 
 
 def _as_text(verification: Verification) -> Iterator[str]:
@@ -176,6 +179,8 @@ def _as_text(verification: Verification) -> Iterator[str]:
         yield f"{name} is what {signature.principal} signed"
     elif any(finding.outcome == Outcome.FAILS for finding in wrong):
         yield f"{name} does not verify"
+    elif tickets := [finding.ticket for finding in wrong if finding.ticket is not None]:
+        yield f"{name} can no longer be verified: it was forgotten on request {', '.join(tickets)}"
     else:
         yield f"{name} could not be verified here"
 

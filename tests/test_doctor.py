@@ -25,7 +25,7 @@ from projects import ROOT, Project, git, processes_of
 from remotes import credentials, stored, use_s3
 from servers import S3Server
 
-from retrace import lease
+from retrace import lease, verdicts, versions
 from retrace.config import Settings
 from retrace.doctor import NeedsAttention, ServicesSilent, acted_on, examine, found, run_doctor
 from retrace.dvcfiles import LOCK, lock_entries, object_path, output_md5s
@@ -90,6 +90,24 @@ def in_remote(project: Project, md5: str) -> Path:
 
 def in_cache(project: Project, md5: str) -> Path:
     return object_path(project.settings.cache, md5)
+
+
+# Aliases
+
+
+def test_a_champion_that_was_forgotten_or_departs_is_found(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = versions.find(project.mirror, "alpha@v1")
+    verdicts.keep(project.mirror, version, verdicts.IDENTICAL, {})
+    assert sections(project.settings)["aliases"] == Section("aliases", "1 holder, none known to depart")
+    verdicts.keep(project.mirror, version, verdicts.DIFFERENT, {"reason": f"train@alpha made other bytes: {'x' * 200}"})
+    (told,) = texts(sections(project.settings)["aliases"])
+    assert told.startswith("alpha@v1 is champion and its last rebuild was different: train@alpha made other bytes: xx")
+    assert told.endswith("x…") and len(told) < 180
+    verdicts.keep(project.mirror, version, verdicts.IMPOSSIBLE, {"reason": "gone", "ticket": "DSR-7"})
+    assert run_doctor(project.settings, fix=False, stages=False, rehash=False, as_json=False) == 1
+    assert "  ! alpha@v1 is champion and was forgotten on request DSR-7: promote another\n" in capsys.readouterr().out
 
 
 # Objects
@@ -189,10 +207,13 @@ def test_a_corrupt_object_is_removed_from_the_cache_alone(project: Project) -> N
     cached, remote = texts(sections(project.settings, read_all=True)["hashes"])
     assert cached.startswith(f"{FEBRUARY} (md5 {md5}, of alpha@v1, the newest data) is corrupt in this machine's cache")
     assert remote.startswith(f"{MODEL} (md5 {other}, of alpha@v1) is corrupt in the remote, at ")
-    assert remote.endswith("this machine's cache has a sound copy")
+    by_hand = f"cp -f {in_cache(project, other)} {in_remote(project, other)}"
+    assert remote.endswith(f"this machine's cache has a sound copy: {by_hand}")
     section = sections(project.settings, read_all=True, fix=True)["hashes"]
     assert [finding.state for finding in section.findings] == ["fixed", "found"]
     assert not in_cache(project, md5).exists() and in_remote(project, other).exists()
+    subprocess.run(by_hand, shell=True, check=True)
+    assert sections(project.settings, read_all=True)["hashes"].findings == ()
 
 
 def test_bytes_of_the_right_md5_must_have_the_recorded_sha256_too(project: Project) -> None:
@@ -225,6 +246,9 @@ def test_a_remote_on_s3_is_asked_healed_and_read_like_a_folder(
     assert stored(s3, "doctor", md5).exists()
     (told,) = texts(said["hashes"])
     assert told.startswith(f"{MODEL} (md5 {other}, of alpha@v1) is corrupt in the remote, in s3://")
+    assert told.endswith("sound copy: delete it there, then `retrace doctor --fix` pushes that copy")
+    lose(stored(s3, "doctor", other))
+    assert MODEL in texts(sections(project.settings, fix=True)["objects"], "fixed")[0]
 
 
 # Packages
@@ -595,13 +619,14 @@ def test_the_command_ends_with_1_when_something_is_somebodys_to_act_on(
     assert told["well"] is False
     assert [section["name"] for section in told["sections"]] == [
         "refs",
+        "aliases",
         "objects",
         "packages",
         "services",
         "views",
         "leftovers",
     ]
-    (finding,) = told["sections"][4]["findings"]
+    (finding,) = told["sections"][5]["findings"]
     assert finding["kind"] == "mlflow-lacks" and finding["versions"] == ["alpha@v1"] and finding["state"] == "found"
     assert run_doctor(project.settings, **options, as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()

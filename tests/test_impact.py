@@ -256,6 +256,19 @@ def test_a_file_that_no_stage_declares_is_said_to_be_such(project: Project) -> N
     assert "no stage of dvc.yaml declares dags/retrain.py" in found["notes"][0]
 
 
+def test_the_parameters_are_said_to_be_read_by_key(project: Project) -> None:
+    found = asked(project, "params.yaml")
+    assert {tuple(version["what"]["stages"]) for version in found["versions"]} == {
+        ("validate", "features", "train", "evaluate")
+    }
+    (note,) = found["notes"]
+    assert note.startswith("a stage reads the keys of params.yaml that its params: in dvc.yaml name")
+    assert "`retrace diff`" in note
+    assert any(
+        "keys of it read by validate, features, train, evaluate" in line for line in lines(project, "params.yaml")
+    )
+
+
 def test_a_file_that_only_a_branch_has_went_into_nothing(project: Project) -> None:
     found = asked(project, "notes.txt")
     assert found["versions"] == []

@@ -349,7 +349,9 @@ def test_what_the_remote_lacks_or_lists_otherwise_is_found(remote: Remote, verif
     assert "data/raw/events (md5" in found[0] and f"{MODEL} (md5" in found[1]
 
 
-def test_what_was_forgotten_is_told_as_that_and_proves_nothing(signed: Signed, verify: Any) -> None:
+def test_what_was_forgotten_is_told_as_that_and_proves_nothing(
+    signed: Signed, verify: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     md5 = hashlib.md5(BLOCK).hexdigest()
     bury(signed.project.mirror, [Tombstone(md5, None, "T-7", "2013-09-01", MODEL)], "T-7")
     assert verify(signed).code == 0
@@ -358,7 +360,10 @@ def test_what_was_forgotten_is_told_as_that_and_proves_nothing(signed: Signed, v
     replaced(signed.project.settings.var / "remote", md5, None)
     said = verify(signed)
     assert (said.code, said.outcome("objects"), said.failures) == (1, "unchecked", "")
-    assert "it was forgotten on request T-7" in json.dumps(said.facts)
+    assert "alpha@v1 was forgotten on request T-7: its files are gone" in json.dumps(said.facts)
+    assert run_verify(signed.project.settings, "alpha@v1", as_json=False) == 1
+    closing = capsys.readouterr().out.splitlines()[-1]
+    assert closing == "alpha@v1 can no longer be verified: it was forgotten on request T-7"
 
 
 def test_a_remote_that_does_not_answer_is_no_failure_and_no_proof(

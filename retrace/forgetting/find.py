@@ -111,8 +111,8 @@ def ask_source(
     if still:
         shown = ", ".join(f"{rows:,} such rows in {name}" for name, rows in still)
         raise SourceStillHas(
-            f"the source still has {shown} for {dataset}, and the next ingestion would bring them back; delete them "
-            "there first, then run this again"
+            f"the source still has {shown} for {dataset}, as asked through the Connection {ingest.connection}, and the "
+            "next ingestion would bring them back; delete them there first, then run this again"
         )
 
 

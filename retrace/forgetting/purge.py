@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from retrace import lease, verdicts
 from retrace.config import Settings
@@ -30,9 +31,16 @@ class Purged:
     unnamed: int
 
 
+def kept_rebuilds(settings: Settings, plan: Plan) -> list[Path]:
+    """The folders of this machine in which `reproduce --keep` left a rebuild of one of the versions."""
+    names = {version.name for version in plan.versions}
+    folders = sorted((settings.var / "rebuilds").glob("*--*"))
+    return [folder for folder in folders if folder.name.rpartition("--")[0] in names]
+
+
 def purge_objects(settings: Settings, mirror: Mirror, code: str, plan: Plan) -> Purged:
     """Delete the objects from the remote and this machine's cache, with the statistics of them and what unfinished
-    runs kept. Raises what the remote may raise."""
+    runs and kept rebuilds hold. Raises what the remote may raise."""
     oids = [stone.md5 for stone in plan.stones]
     ticket = plan.request.ticket
     named = history(mirror).named()  # now: the new partitions are among them
@@ -42,25 +50,34 @@ def purge_objects(settings: Settings, mirror: Mirror, code: str, plan: Plan) -> 
         result = run_job(settings, Job(f"request {ticket}", space, request, log))
     for oid in oids:
         (settings.var / "statistics" / f"{oid}.json").unlink(missing_ok=True)
-    for folder in ("runs", "scratch"):  # nobody trains meanwhile: what they hold only saves time
-        shutil.rmtree(settings.var / folder, ignore_errors=True)
+    for name in ("runs", "scratch"):  # nobody trains meanwhile: what they hold only saves time
+        shutil.rmtree(settings.var / name, ignore_errors=True)
+    for folder in kept_rebuilds(settings, plan):
+        shutil.rmtree(folder)
     sweep(settings)
     return Purged(result["remote"], result["cache"], result["unnamed"])
 
 
 def judge(mirror: Mirror, known: History, plan: Plan) -> None:
     """Keep the verdict that the versions cannot be rebuilt, with the ticket and what is missing of each."""
-    newest = verdicts.newest(mirror, plan.versions)
-    for version in plan.versions:
-        last = newest.get(version.name)
-        if last is not None and last.verdict == IMPOSSIBLE and last.facts.get("ticket") == plan.request.ticket:
-            continue
+    for version in _unjudged(mirror, plan):
         facts = {
             "reason": f"forgotten on request {plan.request.ticket}",
             "ticket": plan.request.ticket,
             "missing": _missing(known, version, plan.stones),
         }
         verdicts.keep(mirror, version, IMPOSSIBLE, facts)
+
+
+def judged(mirror: Mirror, plan: Plan) -> bool:
+    """Whether every version has the verdict of this request."""
+    return not _unjudged(mirror, plan)
+
+
+def _unjudged(mirror: Mirror, plan: Plan) -> list[Version]:
+    newest = verdicts.newest(mirror, plan.versions)
+    last = {name: (verdict.verdict, verdict.ticket) for name, verdict in newest.items()}
+    return [version for version in plan.versions if last.get(version.name) != (IMPOSSIBLE, plan.request.ticket)]
 
 
 def _missing(known: History, version: Version, stones: Sequence[Tombstone]) -> list[str]:

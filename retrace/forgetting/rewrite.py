@@ -6,6 +6,7 @@ without the records, and the next ingestion finds nothing changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from retrace import manifest
 from retrace.config import Settings
-from retrace.dvcfiles import RAW, pointer_md5
+from retrace.dvcfiles import RAW, object_path, pointer_md5
 from retrace.errors import RetraceError
 from retrace.forgetting.plan import Plan, Replacement, newest
 from retrace.git import Mirror, RefMoved, RefUpdate, message
@@ -51,13 +52,30 @@ def replace_partitions(
         new = [_without(condition, item, files[item.partition.md5], key, space.path) for item in plan.replacements]
         request = {"operation": "add", "add": {f"{RAW}/{dataset}": [part.path for part in new]}}
         log = settings.logs / "forget" / f"{ticket}.log"
+        before = _lists(settings.cache)
         result = run_job(settings, Job(f"request {ticket}", space, request, log))
+    md5 = pointer_md5(result["pointers"][f"{RAW}/{dataset}.dvc"].encode(), dataset)
+    _remove_steps(_lists(settings.cache) - before - {object_path(settings.cache, md5)}, new)
     changes: dict[str, bytes | str | None] = {path: text.encode() for path, text in result["pointers"].items()}
     rows = {part.path: part for part in (*newest(mirror, dataset), *new)}
     changes[f"{RAW}/{dataset}.manifest"] = manifest.format_manifest(rows.values()).encode()
-    told = _Told(plan, tuple(new), pointer_md5(result["pointers"][f"{RAW}/{dataset}.dvc"].encode(), dataset))
+    told = _Told(plan, tuple(new), md5)
     changes[INGEST_EVENT] = told.event(settings, mirror, code, started, rows.values())
     return _commit(mirror, tip, changes, f"data: {told.intervals}: {told.summary}", ticket)
+
+
+def _lists(cache: Path) -> set[Path]:
+    """DVC's lists of folders' files."""
+    return set((cache / "files/md5").glob("*/*.dir"))
+
+
+def _remove_steps(lists: Iterable[Path], new: Sequence[Partition]) -> None:
+    """DVC replaces one file after the other and leaves a list of each step. An ingestion's list, which may have come
+    meanwhile, names none of the new partitions."""
+    own = {part.md5 for part in new}
+    for place in lists:
+        if any(entry["md5"] in own for entry in json.loads(place.read_bytes())):
+            place.unlink()
 
 
 def _without(condition: str, item: Replacement, file: Path, key: Sequence[str], root: Path) -> Partition:

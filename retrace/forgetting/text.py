@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from retrace.dvcfiles import RAW
 from retrace.forgetting.find import Found
@@ -15,7 +15,7 @@ from retrace.versions import CHAMPION
 _SHOWN = 8
 
 
-def plan_lines(plan: Plan, found: Found) -> Iterator[str]:
+def plan_lines(plan: Plan, found: Found, rebuilds: Sequence[Path]) -> Iterator[str]:
     """What would be lost, and what would not although it derives from the records."""
     request = plan.request
     yield f"request {request.ticket} on {request.dataset}; what it would cost:"
@@ -32,6 +32,8 @@ def plan_lines(plan: Plan, found: Found) -> Iterator[str]:
         yield from _alias_lines(name, aliases)
     if plan.runs:
         yield f"  what other runs and scores made of the data: {_some(plan.runs)}"
+    if rebuilds:
+        yield f"  rebuilds that `reproduce --keep` left here, removed: {', '.join(map(str, rebuilds))}"
     yield f"  {_counted(len(plan.stones), 'object')} deleted from cache and remote: {_kinds(plan)}"
     if plan.shared:
         yield f"    {_counted(plan.shared, 'more stays', 'more stay')}: what is without the records has them, too"
@@ -71,10 +73,25 @@ def _stays(plan: Plan, found: Found) -> Iterator[str]:
     if found.in_checkout:
         yield f"  stays in this checkout until `retrace data pull`: {_some(found.in_checkout)}"
     if plan.in_git:
-        yield f"  stays in git, whose history is not rewritten: {_some(plan.in_git)}"
+        yield f"  stays in git, whose history is not rewritten: {_in_git(plan.in_git)}"
         yield "    (small reports may show example rows; events of stages hold extremes of numeric columns)"
     yield "  not reached: checkouts and copies elsewhere, backups, logs, a lineage consumer, old versions in a bucket"
     yield "    other machines' caches: what has a tombstone is dropped and refused there as soon as it is to be used"
+
+
+def _in_git(paths: Iterable[str]) -> str:
+    """Examples for serving are rows of the data: they come first, and all of them are named."""
+    known = sorted(paths, key=lambda path: (not _has_rows(path), path))
+    return _some(known, max(_SHOWN, sum(map(_has_rows, known))))
+
+
+def _has_rows(path: str) -> bool:
+    return PurePosixPath(path).name == "serving.json"
+
+
+def done_already(plan: Plan) -> str:
+    """What to say when the same request was carried out before."""
+    return f"request {plan.request.ticket} is done: {_counted(len(plan.stones), 'tombstone')}, nothing left to do"
 
 
 def done_lines(plan: Plan, commit: str | None, purged: Purged) -> Iterator[str]:
@@ -105,7 +122,7 @@ def _counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
-def _some(names: Iterable[str]) -> str:
-    known = list(names)
-    more = len(known) - _SHOWN
-    return ", ".join(known[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _some(names: Iterable[str], shown: int = _SHOWN) -> str:
+    known = list(dict.fromkeys(names))
+    more = len(known) - shown
+    return ", ".join(known[:shown]) + (f" and {more} more" if more > 0 else "")

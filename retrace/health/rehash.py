@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,7 +115,16 @@ def _in_remote(scope: Scope, remote: Remote, needs: Needs, oid: str) -> Finding:
     """Told, and left to a person: what is in the remote may be the only trace of what happened."""
     needed = needs.objects.get(oid)
     sound = needed is not None and in_cache(scope, needed)
-    way_out = "this machine's cache has a sound copy" if sound else "replace it from a good copy"
+    way_out = _from_cache(scope, remote, oid) if sound else "replace it from a good copy"
     place = f"at {object_path(remote.folder, oid)}" if remote.folder is not None else f"in {remote.shown}"
     text = f"{_what(needed, oid)} is corrupt in the remote, {place}; {way_out}"
     return Finding("object-corrupt", text, facts={**_facts(needed, oid, "remote"), "inCache": sound})
+
+
+def _from_cache(scope: Scope, remote: Remote, oid: str) -> str:
+    """How a person puts the sound copy in its place: DVC itself replaces nothing that is there."""
+    sound = "this machine's cache has a sound copy"
+    if remote.folder is None:
+        return f"{sound}: delete it there, then `retrace doctor --fix` pushes that copy"
+    places = (object_path(scope.settings.cache, oid), object_path(remote.folder, oid))
+    return f"{sound}: {shlex.join(['cp', '-f', *map(str, places)])}"

@@ -16,11 +16,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, which programs may rely on, how it came out, and words for a person."""
+    """One check: its name, which programs may rely on, how it came out, and words for a person.
+
+    `ticket` is the request on which what was to be checked was forgotten.
+    """
 
     check: str
     outcome: Outcome
     text: str
+    ticket: str | None = None
 
 
 def holds(check: str, text: str) -> Finding:
@@ -31,5 +35,5 @@ def fails(check: str, text: str) -> Finding:
     return Finding(check, Outcome.FAILS, text)
 
 
-def unchecked(check: str, text: str) -> Finding:
-    return Finding(check, Outcome.UNCHECKED, text)
+def unchecked(check: str, text: str, ticket: str | None = None) -> Finding:
+    return Finding(check, Outcome.UNCHECKED, text, ticket)

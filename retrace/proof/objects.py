@@ -30,7 +30,8 @@ class Departure:
 
 
 def check_objects(settings: Settings, mirror: Mirror, version: Version, things: Sequence[Tracked]) -> Iterator[Finding]:
-    """What the remote lacks or has otherwise, one finding each, or that all of it is there."""
+    """What the remote lacks or has otherwise, one finding each (of what was forgotten: one for each request), or that
+    all of it is there."""
     in_git = mirror.files(version.commit)
     in_remote = [thing for thing in things if not any(file.path in in_git for file in thing.files)]
     config = mirror.read(version.commit, ".dvc/config")
@@ -46,12 +47,15 @@ def check_objects(settings: Settings, mirror: Mirror, version: Version, things: 
         yield unchecked(CHECK, f"no object was checked: {error}")
         return
     forgotten = tombstones(mirror) if found else {}
+    tickets = []
     for departure in found:
         stone = forgotten.get(departure.md5) if departure.missing else None
         if stone is None:
             yield fails(CHECK, departure.text)
         else:
-            yield unchecked(CHECK, f"{departure.text}: it was forgotten on request {stone.ticket}")
+            tickets.append(stone.ticket)
+    for ticket in dict.fromkeys(tickets):
+        yield unchecked(CHECK, f"{version.name} was forgotten on request {ticket}: its files are gone", ticket)
     if not found:
         count = sum(len(thing.files) for thing in in_remote)
         yield holds(CHECK, f"{count} files in the DVC remote have the recorded sha256")

@@ -27,9 +27,12 @@ _PROGRAM = "retrace/served.py"
 
 
 def check_registered(
-    settings: Settings, mirror: Mirror, version: Version, things: Sequence[Tracked]
+    settings: Settings, mirror: Mirror, version: Version, things: Sequence[Tracked], forgotten: str | None = None
 ) -> Iterator[Finding]:
-    """What MLflow would load for the version, against its record. MLflow is a view: that it lags or is off is told."""
+    """What MLflow would load for the version, against its record. MLflow is a view: that it lags or is off is told.
+
+    `forgotten` is the request on which the version's files were removed: that MLflow has none is in order then.
+    """
     file = sqlite_file(settings.mlflow)
     if file is not None and not file.exists():
         yield unchecked(CHECK, "MLflow has no store on this machine: what it serves was not checked")
@@ -44,10 +47,14 @@ def check_registered(
     except RegistryUnavailable as error:
         yield unchecked(CHECK, f"MLflow does not answer, so that what it serves was not checked: {error}")
     except RegistryRefused as error:
+        if forgotten is not None:
+            return
         yield fails(CHECK, f"what MLflow serves as {version.name} cannot be read: {error}")
     else:
         yield from (fails(CHECK, f"MLflow at {address(settings.mlflow)} serves {text}") for text in wrong)
-        if not wrong:
+        if forgotten is not None:
+            yield fails(CHECK, f"MLflow still serves {version.name}; repeat that `retrace forget`, it removes it there")
+        elif not wrong:
             yield holds(CHECK, f"MLflow serves these very bytes as version {version.number} of {version.model}")
 
 

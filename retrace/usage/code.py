@@ -12,6 +12,7 @@ from retrace.usage.answer import SHORT, Answer, Content, UnknownThing, Use, coun
 from retrace.usage.holdings import Holdings
 
 _PIPELINE = "dvc.yaml"
+_PARAMS = "params.yaml"
 
 
 def about_path(holdings: Holdings, path: str, revision: str | None) -> Answer | None:
@@ -32,7 +33,7 @@ def about_path(holdings: Holdings, path: str, revision: str | None) -> Answer | 
     uses = [
         Use(
             holdings.named[name],
-            f"{_titled(oid)}, {_stages_told(declared[name])}",
+            f"{_titled(oid)}, {_stages_told(path, declared[name])}",
             {"path": path, "blob": oid, "stages": declared[name]},
         )
         for name, oid in having.items()
@@ -43,6 +44,8 @@ def about_path(holdings: Holdings, path: str, revision: str | None) -> Answer | 
         title += f", {counted(len(contents), 'content')}"
     unused = [name for name, found in declared.items() if not found]
     notes = [_UNDECLARED.format(path=path, versions=", ".join(unused[-3:]))] if unused else []
+    if path == _PARAMS and len(unused) < len(declared):
+        notes.append(_BY_KEY)
     return Answer(title, asked, uses, contents, notes)
 
 
@@ -50,6 +53,10 @@ _NOT_YET = "a branch has this path, but no version does"
 _UNDECLARED = (
     "no stage of dvc.yaml declares {path} among its deps (as of {versions}): the versions have it, but a change of it "
     "would make no stage run again"
+)
+_BY_KEY = (
+    "a stage reads the keys of params.yaml that its params: in dvc.yaml name, and runs again when one of them changes; "
+    "`retrace diff` tells in which keys two versions differ"
 )
 
 
@@ -62,9 +69,10 @@ def _titled(oid: str) -> str:
     return f"blob {oid[:SHORT]}"
 
 
-def _stages_told(found: Iterable[str]) -> str:
+def _stages_told(path: str, found: Iterable[str]) -> str:
     listed = ", ".join(found)
-    return f"read by {listed}" if listed else "declared by no stage"
+    read = "keys of it read by" if path == _PARAMS else "read by"
+    return f"{read} {listed}" if listed else "declared by no stage"
 
 
 def _contents(holdings: Holdings, having: Mapping[str, str]) -> Iterable[Content]:
@@ -81,7 +89,8 @@ def _contents(holdings: Holdings, having: Mapping[str, str]) -> Iterable[Content
 
 
 def _declared(holdings: Holdings, having: Iterable[str], path: str) -> dict[str, list[str]]:
-    """Version name -> the stages of its own dvc.yaml that depend on the path, or on a folder that it lies in."""
+    """Version name -> the stages of its own dvc.yaml that depend on the path, on a folder that it lies in,
+    or on keys of it."""
     pipelines = holdings.at(_PIPELINE)
     chosen = {name: pipelines[name] for name in having if name in pipelines}
     templates = {
@@ -95,6 +104,7 @@ def _declared(holdings: Holdings, having: Iterable[str], path: str) -> dict[str,
             stage.name
             for stage in templates.get(chosen.get(name, ""), ())
             if any(_covers(item.replace("${key}", model), path) for item in stage.dependencies)
+            or (path == _PARAMS and stage.parameters)
         ]
     return found
 
