@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from forgeries import with_program
 from handmade import registered
-from projects import Project
+from jsonschema import Draft202012Validator
+from openlineage.client.serde import Serde
+from projects import ROOT, Project
 
 from retrace import verdicts, versions
 from retrace.audit import NotReproduced, audit, due, require_identical
@@ -90,5 +92,7 @@ def test_an_audit_keeps_the_verdicts_and_says_which_version_departs(trained: Pro
     )
     [facet] = verdict_facet([item.facts for item in found]).values()
     assert [item["version"] for item in facet.verdicts] == ["alpha@v1", "alpha@v2"]  # type: ignore[attr-defined]
+    schema = json.loads((ROOT / "docs/retrace-run-facet.json").read_text())
+    Draft202012Validator(schema).validate(Serde.to_dict(facet))
     known = verdicts.newest(trained.mirror, versions.versions(trained.mirror, "alpha"))
     assert {name: item.verdict for name, item in known.items()} == {"alpha@v1": IDENTICAL, "alpha@v2": DIFFERENT}

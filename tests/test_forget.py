@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from events import check
 from mlflow import MlflowClient
 from projects import Project, day
 
@@ -33,6 +34,7 @@ from retrace.pull import pull_data
 from retrace.register import register
 from retrace.registry import prepare
 from retrace.reproduce import run_reproduce
+from retrace.runs import INGEST_EVENT
 from retrace.search import ConditionRefused
 from retrace.tombstones import current
 from retrace.verdicts import IMPOSSIBLE
@@ -194,6 +196,13 @@ def test_the_record_says_why_the_versions_cannot_be_rebuilt(forgotten: Project) 
     assert (found["alpha@v2"].verdict, found["alpha@v2"].reason) == (IMPOSSIBLE, f"forgotten on request {TICKET}")
     assert found["alpha@v2"].facts["ticket"] == TICKET
     assert {FEBRUARY, "models/alpha.skops"} < set(found["alpha@v2"].facts["missing"])
+
+
+def test_lineage_is_told_of_it_by_the_commit_s_own_event(forgotten: Project) -> None:
+    told = forgotten.mirror.read("refs/heads/data", INGEST_EVENT)
+    assert told is not None
+    check(json.loads(told))
+    assert json.loads(told)["run"]["facets"]["retrace"]["ticket"] == TICKET
 
 
 def test_the_condition_is_written_nowhere(forgotten: Project, with_the_person: Project) -> None:
