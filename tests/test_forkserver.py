@@ -52,7 +52,7 @@ def test_one_that_fails_or_is_too_slow_is_ended_and_the_next_one_works(
     project.act("alpha", "validate", "sleep")
     commit = project.snapshot("alpha", "slow")
     with pytest.raises(StageTimeout):
-        project.stage("alpha", "slow", "validate", commit, timeout=1)
+        project.stage("alpha", "slow", "validate", commit, timeout=6)
     sleeping = int((project.settings.var / "scratch/alpha.pid").read_text())
     assert not psutil.pid_exists(sleeping)
     project.act("alpha", "validate", None)
