@@ -29,6 +29,7 @@ from retrace import lease, verdicts, versions
 from retrace.config import Settings
 from retrace.doctor import NeedsAttention, ServicesSilent, acted_on, examine, found, run_doctor
 from retrace.dvcfiles import LOCK, lock_entries, object_path, output_md5s
+from retrace.environment import EnvironmentLock
 from retrace.health.finding import Finding, Section, named
 from retrace.health.left_files import TEMPORARY
 from retrace.health.needs import needs
@@ -57,7 +58,8 @@ def project(with_a_version: Project, tmp_path: Path) -> Project:
     link = project.settings.environments
     shared = link.resolve()
     link.unlink()
-    shutil.copytree(shared, link, symlinks=True)
+    own = EnvironmentLock.of_folder(project.root).digest[:16]
+    shutil.copytree(shared / own, link / own, symlinks=True)
     return project
 
 
@@ -634,6 +636,7 @@ def test_the_command_ends_with_1_when_something_is_somebodys_to_act_on(
 
 
 def test_a_project_without_versions_or_data_is_well(empty_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    empty_project.settings.environments.unlink()  # which other tests fill
     options = {"stages": False, "rehash": True, "as_json": False}
     assert run_doctor(empty_project.settings, fix=False, **options) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "all is well"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from projects import Project
+from projects import Project, processes_of
 
 from retrace.dvcfiles import lock_entries
 from retrace.forkserver import VARIABLE, ForkserverGone, forkserver
@@ -53,8 +53,7 @@ def test_one_that_fails_or_is_too_slow_is_ended_and_the_next_one_works(
     commit = project.snapshot("alpha", "slow")
     with pytest.raises(StageTimeout):
         project.stage("alpha", "slow", "validate", commit, timeout=6)
-    sleeping = int((project.settings.var / "scratch/alpha.pid").read_text())
-    assert not psutil.pid_exists(sleeping)
+    assert processes_of(project.root) == []
     project.act("alpha", "validate", None)
     assert project.stage("alpha", "well", "validate", project.snapshot("alpha", "well")).executed
     assert server.children() == []

@@ -175,7 +175,7 @@ def test_mlflow_shows_the_newest_verdict(trained: Project) -> None:
     assert tags() == {GIT_TAG: "alpha@v1"}
     for verdict in (IDENTICAL, DIFFERENT):
         kept = keep(trained.mirror, first(trained), verdict, {})
-        assert published() == [f"alpha@v1 is {verdict}"]
+        assert published() == [f"the last rebuild of alpha@v1 was told: {verdict}"]
         assert tags() == {
             GIT_TAG: "alpha@v1",
             VERDICT: verdict,

@@ -307,7 +307,7 @@ def test_a_roll_back_undoes_what_came_in_between(three: Project) -> None:
         mirror.fetch_record()
         return versions.previous_holder(mirror, "alpha").name
 
-    nothing = r"^alpha has had no other champion; name a version with `retrace promote VERSION`$"
+    nothing = r"^alpha has no earlier champion to return to; name a version with `retrace promote VERSION`$"
     for holders, expected in (
         ([], None),
         ([a], None),
@@ -335,7 +335,7 @@ def test_a_roll_back_of_one_model_or_alias_does_not_see_another(three: Project) 
     versions.assign(three.mirror, b, "shadow", "for looking")
     assign(three, a)
     for model in ("alpha", "beta"):
-        with pytest.raises(NothingToRollBackTo, match=f"^{model} has had no other champion"):
+        with pytest.raises(NothingToRollBackTo, match=f"^{model} has no earlier champion to return to"):
             versions.previous_holder(three.mirror, model)
 
 

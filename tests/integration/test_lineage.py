@@ -512,7 +512,7 @@ def test_the_dag_sync_fills_an_emptied_consumer_and_tasks_lead_to_marquez_and_ml
     assert scene.consumer.snapshot(committed_only=True) == before
     scene.asserted()
     tasks = [f"{model}.{task}" for model in ("alpha", "beta") for task in (*TASKS, "publish", "cleanup")]
-    assert found["links"].keys() == {"ingest.ingest", "sync.sync", *tasks}
+    assert found["links"].keys() == {"ingest.ingest", "sync.sync", "doctor.doctor", "audit.alpha", "audit.beta", *tasks}
     for task, links in found["links"].items():
         page = f"http://marquez.example:3000/lineage/job/retrace/{task}?"
         assert links["Lineage in Marquez"].startswith(page)

@@ -73,13 +73,13 @@ def make_short(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A newcomer's checkout after the installation."""
     root = tmp_path_factory.mktemp("readme") / "project"
     copy_project(root)
     make_short(root / "params.yaml")
     commit(root)
-    share_environments(root, environments)
+    share_environments(root, tmp_path_factory.mktemp("environments"))  # where others make theirs, a doctor finds some
     (root / ".venv").symlink_to(sys.prefix)
     for marker in (".ready", ".ready-tests"):
         (root / ".venv" / marker).touch()
