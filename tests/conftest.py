@@ -61,7 +61,18 @@ def trained(with_a_version: Project, tmp_path: Path) -> Project:
 
 
 # The longest files first, so that no worker is left alone with one of them at the end.
-LONGEST = ("test_readme.py", "test_schedule.py", "test_production.py", "test_cli.py", "test_second_domain.py")
+LONGEST = (
+    "test_readme.py",
+    "test_schedule.py",
+    "test_cli.py",
+    "test_lineage.py",
+    "test_production.py",
+    "test_crash.py",
+    "test_train.py",
+    "test_second_domain.py",
+    "test_features.py",
+    "test_reproduce.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
