@@ -19,23 +19,20 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import pandas
 import pytest
-import skops.io
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from retrace.published import Artifact, Dataset, Entry, EntryError, Fingerprint, provenance
 from retrace.registry import Registry, RegistryConflict, RegistryRefused, RegistryUnavailable, prepare
 from retrace.registry.contact import address, explain
 from retrace.registry.servable import ModelFileChanged
+
+# MLflow and scikit-learn take seconds: who only collects these tests does without.
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ROOT = Path(__file__).parent.parent
 COMMITS = {number: f"{number:x}" * 40 for number in range(1, 10)}
@@ -54,6 +51,11 @@ def features() -> pandas.DataFrame:
 
 @pytest.fixture(scope="session")
 def estimators(features: pandas.DataFrame) -> dict[str, Any]:
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+
     def pipeline(estimator: Any) -> Any:
         encoder = make_column_transformer((OrdinalEncoder(), ["carrier"]), remainder=StandardScaler())
         return make_pipeline(encoder, estimator)
@@ -68,6 +70,8 @@ def estimators(features: pandas.DataFrame) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def model_files(estimators: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import skops.io
+
     folder = tmp_path_factory.mktemp("models")
     for model, estimator in estimators.items():
         skops.io.dump(estimator, folder / f"{model}.skops")
@@ -92,6 +96,8 @@ def registry(template: Path, tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def client(registry: Registry) -> MlflowClient:
+    from mlflow import MlflowClient
+
     return MlflowClient(registry.uri)
 
 
@@ -251,6 +257,8 @@ STEPS += ["log_batch", "log_inputs", "log_outputs", "set_terminated", "create_re
 def test_a_killed_attempt_is_finished(
     registry: Registry, client: MlflowClient, entry: Entry, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
+    from mlflow import MlflowClient
+
     class Killed(BaseException):
         pass
 
@@ -405,6 +413,8 @@ def test_what_could_not_be_served_is_not_published(registry: Registry, entry: En
 def test_a_file_changed_after_registration_is_not_opened(
     registry: Registry, client: MlflowClient, entry: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import skops.io
+
     registry.publish(entry)
     [served] = (Path(client.get_model_version("late_arrival", "1").source) / "artifacts").iterdir()
     content = bytearray(served.read_bytes())
@@ -424,6 +434,9 @@ def test_another_scikit_learn_is_refused(registry: Registry, entry: Entry) -> No
 
 @pytest.mark.parametrize("function", [os.system, numpy.load])
 def test_a_file_that_names_foreign_code_is_refused(registry: Registry, tmp_path: Path, function: Any) -> None:
+    import skops.io
+    from sklearn.preprocessing import FunctionTransformer
+
     file = tmp_path / "late_arrival.skops"
     skops.io.dump(FunctionTransformer(func=function), file)
     registry.publish(make_entry(file))
@@ -544,6 +557,8 @@ def test_addresses_are_shown_without_credentials(uri: str, shown: str) -> None:
     ],
 )
 def test_reasons_are_shown_without_credentials(uri: str, reason: str) -> None:
+    from mlflow.exceptions import MlflowException
+
     shown = str(explain(MlflowException(reason), uri))
     assert "***" in shown
     assert not re.search("p@ss|p%40ss", shown)
@@ -594,6 +609,8 @@ def ask_until_up(question: urllib.request.Request | str, process: subprocess.Pop
 def test_a_server_takes_versions_until_it_dies_halfway(
     template: Path, model_files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow import MlflowClient
+
     store, port, log = tmp_path / "mlflow.db", free_port(), tmp_path / "server.log"
     store.write_bytes(template.read_bytes())
     uri = f"http://127.0.0.1:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -107,12 +108,24 @@ def var(tmp_path_factory: pytest.TempPathFactory, seeded: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def dags(tmp_path: Path) -> Path:
-    folder = tmp_path / "dags"
+def write_dags(folder: Path) -> Path:
     folder.mkdir()
     (folder / "toy.py").write_text(DAGS)
     return folder
+
+
+@pytest.fixture
+def dags(tmp_path: Path) -> Path:
+    return write_dags(tmp_path / "dags")
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a project after its first run, which had somebody's openlineage.yml in its working directory."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "openlineage.yml").write_text("transport: {type: http, url: 'http://127.0.0.1:9'}\n")
+    finish(start(folder / "var", write_dags(folder / "dags"), "good"))
+    return folder / "var"
 
 
 def start(var: Path, dags: Path, *names: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -136,7 +149,7 @@ def finish(process: subprocess.Popen[str]) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
-def test_several_dags_in_one_process(var: Path, dags: Path) -> None:
+def test_several_dags_in_one_process_of_which_nothing_is_left(var: Path, dags: Path) -> None:
     lines = finish(start(var, dags, "good", "transient", "bad", "good"))
     results = [line for line in lines if isinstance(line, dict)]
     assert results == [
@@ -166,10 +179,6 @@ def test_several_dags_in_one_process(var: Path, dags: Path) -> None:
         ["second", "success", 1],
     ]
     assert "noise from a task" in (var / "logs/airflow.log").read_text()
-
-
-def test_nothing_of_the_process_is_left(var: Path, dags: Path) -> None:
-    finish(start(var, dags, "good"))
     assert list((var / "airflow/inprocess").iterdir()) == []
 
 
@@ -179,13 +188,9 @@ def test_two_processes_at_once(var: Path, dags: Path) -> None:
         assert finish(process)[-1]["state"] == "success"
 
 
-def test_lineage_goes_to_the_file_whatever_lies_around(var: Path, dags: Path) -> None:
-    (dags.parent / "openlineage.yml").write_text("transport: {type: http, url: 'http://127.0.0.1:9'}\n")
-    events = var / "lineage/events.jsonl"
-    before = len(events.read_text().splitlines()) if events.exists() else 0
-    finish(start(var, dags, "good"))
-    added = [json.loads(line) for line in events.read_text().splitlines()[before:]]
-    jobs = {(event["job"]["name"], event["eventType"]) for event in added}
+def test_lineage_goes_to_the_file_whatever_lies_around(fresh: Path) -> None:
+    told = [json.loads(line) for line in (fresh / "lineage/events.jsonl").read_text().splitlines()]
+    jobs = {(event["job"]["name"], event["eventType"]) for event in told}
     assert {("good.first", "START"), ("good.first", "COMPLETE"), ("good.second", "COMPLETE")} <= jobs
     assert ("good", "COMPLETE") in jobs
 
@@ -251,13 +256,9 @@ def test_copy_of_a_killed_process_is_swept(var: Path, dags: Path, sleeping: subp
     assert not left.exists()
 
 
-def test_database_is_migrated_once_with_the_pool(tmp_path: Path, dags: Path) -> None:
-    var = tmp_path / "var"
-    finish(start(var, dags, "good"))
-    log = (var / "logs/airflow-database.log").stat()
-    finish(start(var, dags, "good"))
-    assert (var / "logs/airflow-database.log").stat().st_mtime == log.st_mtime
-    import sqlite3
-
-    with sqlite3.connect(var / "airflow/airflow.db") as connection:
+def test_database_is_migrated_once_with_the_pool(fresh: Path, dags: Path) -> None:
+    log = (fresh / "logs/airflow-database.log").stat()
+    finish(start(fresh, dags, "good"))
+    assert (fresh / "logs/airflow-database.log").stat().st_mtime == log.st_mtime
+    with sqlite3.connect(fresh / "airflow/airflow.db") as connection:
         assert connection.execute("SELECT slots FROM slot_pool WHERE pool = 'retrace_stages'").fetchall() == [(3,)]

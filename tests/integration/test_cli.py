@@ -141,38 +141,25 @@ def test_the_demo_tells_each_step_and_ends_with_its_versions(story: Story) -> No
     assert story.again.out.startswith("everything is done already")
 
 
-def test_a_retrain_where_nothing_changed_runs_no_stage_and_names_what_a_dirty_copy_leaves_out(story: Story) -> None:
+def test_what_an_outage_of_mlflow_left_out_is_written_by_a_sync(story: Story) -> None:
+    """Versions and promotions stand in git whether MLflow answers or not; who could not write it says so at once."""
     project = story.project
-    before = project.refs()
-    (project.root / "notes.txt").write_text("not committed")
-    project.root.joinpath("params.yaml").write_text(project.root.joinpath("params.yaml").read_text() + "\n")
-    done = retrace(project, "retrain", "alpha")
-    git(project.root, "checkout", "-q", "params.yaml")
-    (project.root / "notes.txt").unlink()
-    assert done.code == 0 and done.err == ""
-    head = git(project.root, "rev-parse", "HEAD")[:8]
-    first, second, *_ = said(done.out)
-    assert first.startswith("the working copy is dirty: running commit " + head)
-    assert "params.yaml" in first and "notes.txt" in first and "commit what should take part" in first
-    assert second == "retrain alpha"
+    down = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
+    project.edit_params(lambda params: params["models"]["alpha"]["evaluate"].update(note="MLflow is down"))
+    done = retrace(project, "retrain", "alpha", **down)
+    assert done.code == 1 and "Traceback" not in done.out + done.err
     told = steps(done.out)
-    assert {told[stage] for stage in STAGES} == {"unchanged, not run"}
-    assert told["register"] == "nothing changed since alpha@v2: no new version"
-    assert told["gate"] == "no new version to judge" and told["publish"] == "MLflow is up to date"
-    new = project.refs().keys() - before.keys()
-    assert len(new) == 1 and completed(project, new.pop()) == ["snapshot"]
+    assert told["register"] == "alpha@v3" and told["gate"].startswith("alpha@v3 is champion")
+    outage = f"MLflow at {down['MLFLOW_TRACKING_URI']} is not available (Connection refused); nothing is lost: `retrace"
+    assert told["publish"].startswith(outage), told["publish"]
+    assert left_behind(project) == []
 
-
-def test_as_of_trains_on_what_was_known_then_and_never_promotes(story: Story) -> None:
-    project = story.project
-    done = retrace(project, "retrain", "alpha", "--as-of", "2013-02-01")
-    assert done.code == 0 and said(done.out)[0] == "retrain alpha as of 2013-02-01"
-    assert "not promoted" in steps(done.out)["gate"]
-    newest = versions(project.mirror, "alpha")[-1]
-    assert newest.name == "alpha@v3" and newest.through is not None and newest.through.isoformat()[:10] == "2013-02-01"
-    validation = project.mirror.read(newest.commit, "reports/alpha/validation.json")
-    assert validation is not None and json.loads(validation)["partitions"] == ["2013-01.parquet"]
-    assert champions(project.mirror)["alpha", "champion"].name == "alpha@v2"
+    promoted = retrace(project, "promote", "alpha@v1", "--because", "an outage is no reason to wait", **down)
+    assert promoted.code == 1 and said(promoted.out)[0] == "alpha@v1 is champion of alpha (alpha#champion#4)"
+    assert promoted.err.startswith(f"error: {outage}") and promoted.err.count("\n") == 1
+    assert champions(project.mirror)["alpha", "champion"].name == "alpha@v1"
+    assert said(retrace(project, "sync").out) == ["alpha: alpha@v3 written", "alpha: champion -> v1", NO_CONSUMER]
+    assert said(retrace(project, "sync", "alpha").out) == ["MLflow is up to date"]
 
 
 def test_versions_are_listed_shown_promoted_rolled_back_and_synchronised(story: Story) -> None:
@@ -183,53 +170,32 @@ def test_versions_are_listed_shown_promoted_rolled_back_and_synchronised(story: 
     (first, *_) = json.loads(retrace(project, "log", "--json").out)
     assert first["version"] == "alpha@v1" and first["metrics"] == {"accuracy": 0.8, "cost": pytest.approx(0.2)}
     shown = retrace(project, "show", "alpha@champion").out
-    assert shown.startswith("alpha@v2  champion\n") and "2013-01 .. 2013-03, 30 rows" in shown
+    assert shown.startswith("alpha@v1  champion\n") and "2013-01 .. 2013-02, 20 rows" in shown
     record = json.loads(retrace(project, "show", "alpha@v2", "--json").out)
     assert record["gate"]["promoted"] is True and [stage["name"] for stage in record["stages"]] == list(STAGES)
 
-    promoted = retrace(project, "promote", "alpha@v3", "--because", "January was best")
+    promoted = retrace(project, "promote", "alpha@v3", "--because", "March was best")
     assert promoted.code == 0 and said(promoted.out) == [
-        "alpha@v3 is champion of alpha (alpha#champion#3)",
+        "alpha@v3 is champion of alpha (alpha#champion#5)",
         "MLflow: champion -> v3",
     ]
     back = retrace(project, "rollback", "alpha", "--because", "it was not")
-    assert back.code == 0 and said(back.out)[0] == "alpha@v2 is champion of alpha (alpha#champion#4)"
-    given = json.loads(retrace(project, "show", "alpha@v3", "--json").out)["assignments"]
-    tag = git(project.root, "for-each-ref", "--format=%(taggerdate:iso-strict)%09%(taggername)", "refs/tags/*#*#3")
+    assert back.code == 0 and said(back.out)[0] == "alpha@v1 is champion of alpha (alpha#champion#6)"
+    by_gate, given = json.loads(retrace(project, "show", "alpha@v3", "--json").out)["assignments"]
+    tag = git(project.root, "for-each-ref", "--format=%(taggerdate:iso-strict)%09%(taggername)", "refs/tags/*#*#5")
     created, by = tag.split("\t")
-    name, because = "alpha#champion#3", "January was best"
-    assert given == [{"name": name, "alias": "champion", "created": created, "by": by, "because": because}]
-    *_, title, by_gate, by_hand = show_lines(project.settings, "alpha@v2", as_json=False)
+    name, because = "alpha#champion#5", "March was best"
+    assert given == {"name": name, "alias": "champion", "created": created, "by": by, "because": because}
+    assert by_gate["name"] == "alpha#champion#3"
+    *_, title, by_gate, _, by_hand = show_lines(project.settings, "alpha@v1", as_json=False)
     assert title == "  assignments"
     when, by = r"\d{4}-\d\d-\d\d \d\d:\d\d", re.escape(by)
-    assert re.fullmatch(rf"    alpha#champion#2  {when}  by {by}: gate: accuracy 0\.8 >= 0\.5; cost .*", by_gate)
-    assert re.fullmatch(rf"    alpha#champion#4  {when}  by {by}: it was not", by_hand)
+    assert re.fullmatch(rf"    alpha#champion#1  {when}  by {by}: gate: accuracy 0\.8 >= 0\.5; cost .*", by_gate)
+    assert re.fullmatch(rf"    alpha#champion#6  {when}  by {by}: it was not", by_hand)
     database = project.settings.var / "mlflow/mlflow.db"
     with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE registered_model_aliases SET version = 1 WHERE name = 'alpha'")
-    assert said(retrace(project, "sync").out) == ["alpha: champion -> v2", NO_CONSUMER]
-    assert said(retrace(project, "sync", "alpha").out) == ["MLflow is up to date"]
-
-
-def test_what_an_outage_of_mlflow_left_out_is_written_by_a_sync(story: Story) -> None:
-    """Versions and promotions stand in git whether MLflow answers or not; who could not write it says so at once."""
-    project = story.project
-    down = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
-    project.edit_params(lambda params: params["models"]["alpha"]["evaluate"].update(note="MLflow is down"))
-    done = retrace(project, "retrain", "alpha", **down)
-    assert done.code == 1 and "Traceback" not in done.out + done.err
-    told = steps(done.out)
-    assert told["register"] == "alpha@v4" and told["gate"].startswith("alpha@v4 is champion")
-    outage = f"MLflow at {down['MLFLOW_TRACKING_URI']} is not available (Connection refused); nothing is lost: `retrace"
-    assert told["publish"].startswith(outage), told["publish"]
-    assert left_behind(project) == []
-
-    promoted = retrace(project, "promote", "alpha@v1", "--because", "an outage is no reason to wait", **down)
-    assert promoted.code == 1 and said(promoted.out)[0] == "alpha@v1 is champion of alpha (alpha#champion#6)"
-    assert promoted.err.startswith(f"error: {outage}") and promoted.err.count("\n") == 1
-    assert champions(project.mirror)["alpha", "champion"].name == "alpha@v1"
-    assert said(retrace(project, "sync").out) == ["alpha: alpha@v4 written", "alpha: champion -> v1", NO_CONSUMER]
-    assert said(retrace(project, "sync").out) == ["MLflow is up to date", NO_CONSUMER]
+        connection.execute("UPDATE registered_model_aliases SET version = 2 WHERE name = 'alpha'")
+    assert said(retrace(project, "sync").out) == ["alpha: champion -> v1", NO_CONSUMER]
 
 
 def test_a_version_is_checked_out_and_new_data_pulled(story: Story, tmp_path: Path) -> None:
@@ -368,26 +334,6 @@ def test_a_reset_asks_on_a_terminal_alone(
     assert project.source.exists() is (code == 1)
 
 
-def test_a_failing_stage_ends_the_run_at_once_and_is_kept_on_its_ref(rough: Project) -> None:
-    rough.act("alpha", "features", "exit")
-    before = rough.refs()
-    done = retrace(rough, "retrain", "alpha")
-    rough.act("alpha", "features", None)
-    assert (done.code, done.err) == (1, "")
-    *_, validate, failed, last = [line for line in said(done.out) if not line.startswith("      ")]
-    assert validate.startswith("    validate ")
-    assert failed.startswith("  ! features  features@alpha ended with code 1: bad luck in the stage")
-    log = rough.settings.logs / "airflow.log"
-    assert last == f"  alpha failed; what it had done is kept on its run's ref; Airflow's log: {log}"
-    assert log.is_file()
-    (ref,) = rough.refs().keys() - before.keys() - {"refs/heads/main"}
-    head = rough.mirror.fetch_ref(ref)
-    assert head is not None
-    failures = [link.stage for link in chain(rough.mirror, head) if link.state != COMPLETE]
-    assert failures == ["features@alpha"], "one failure: Airflow did not try again"
-    assert left_behind(rough) == []
-
-
 def test_what_may_pass_is_told_and_not_tried_again_while_somebody_watches(rough: Project) -> None:
     before = rough.refs()
     down = {"conn_type": "postgres", "host": "127.0.0.1", "port": 9, "login": "ann", "password": "hidden"}
@@ -431,27 +377,61 @@ def test_an_interrupt_in_a_stage_leaves_the_state_as_it_was(
     assert rough.refs() == before
 
 
-def test_of_two_retrains_of_a_model_the_second_waits_and_another_goes_on_though_nobody_reads_what_it_says(
-    rough: Project,
-) -> None:
+class Rush:
+    """Three retrains at once, from a dirty copy: of alpha, held; of alpha again; of beta, whose output nobody reads."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        project.act("alpha", "train", "wait")
+        hold(project, "alpha")
+        self.code = git(project.root, "rev-parse", "HEAD")[:8]
+        (project.root / "notes.txt").write_text("not committed")
+        (project.root / "params.yaml").write_text((project.root / "params.yaml").read_text() + "\n")
+        self.before = project.refs().keys()
+        alphas = [Command(project.root, "retrain", "alpha") for _ in range(2)]
+        wait_for_stage(project, "alpha")
+        self.beta = Command(project.root, "retrain", "beta")
+        self.beta.line("retrain beta")
+        assert self.beta.process.stdout is not None and self.beta.process.stderr is not None
+        self.beta.process.stdout.close()
+        self.beta_said = self.beta.process.stderr.read()
+        self.beta_code = self.beta.process.wait()
+        let_go(project, "alpha")
+        ended = [command.done() for command in alphas]
+        self.waited, self.made = sorted(ended, key=lambda done: "waiting for it to end" not in done.out)
+
+    def runs(self, model: str) -> list[list[str]]:
+        """What each of the runs completed."""
+        new = self.project.refs().keys() - self.before
+        return sorted(completed(self.project, ref) for ref in new if ref.startswith(f"refs/runs/{model}/"))
+
+
+@pytest.fixture(scope="module")
+def rush(rough: Project) -> Rush:
     rough.act("alpha", "features", None)
-    rough.act("alpha", "train", "wait")
-    hold(rough, "alpha")
-    first, second = (Command(rough.root, "retrain", "alpha") for _ in range(2))
-    wait_for_stage(rough, "alpha")
-    before = rough.refs()
-    other = Command(rough.root, "retrain", "beta")
-    other.line("retrain beta")
-    assert other.process.stdout is not None and other.process.stderr is not None
-    other.process.stdout.close()
-    assert other.process.stderr.read() == "" and other.process.wait() == 0, "beta ends while alpha is held"
-    (ref,) = (ref for ref in rough.refs().keys() - before.keys() if ref.startswith("refs/runs/beta/"))
-    assert completed(rough, ref) == ["snapshot", *(f"{stage}@beta" for stage in STAGES), "gate@beta"]
-    let_go(rough, "alpha")
-    ended = [first.done(), second.done()]
-    assert [done.code for done in ended] == [0, 0], ended
-    waited, made = sorted(ended, key=lambda done: "waiting for it to end" not in done.out)
-    assert "is being retrained by manual__" in said(waited.out)[0] and "waiting" not in made.out
-    assert steps(made.out)["register"] == "alpha@v1"
-    assert steps(waited.out)["register"] == "nothing changed since alpha@v1: no new version"
-    assert left_behind(rough) == []
+    return Rush(rough)
+
+
+def test_of_two_retrains_of_a_model_the_second_waits_and_another_model_does_not(rush: Rush) -> None:
+    assert [(done.code, done.err) for done in (rush.made, rush.waited)] == [(0, "")] * 2, (rush.made, rush.waited)
+    assert "is being retrained by manual__" in said(rush.waited.out)[1] and "waiting" not in rush.made.out
+    assert steps(rush.made.out)["register"] == "alpha@v1"
+    assert steps(rush.waited.out)["register"] == "nothing changed since alpha@v1: no new version"
+    assert left_behind(rush.project) == []
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(rush: Rush) -> None:
+    """It ended while alpha was held."""
+    assert (rush.beta_code, rush.beta_said) == (0, "")
+    assert rush.runs("beta") == [["snapshot", *(f"{stage}@beta" for stage in STAGES), "gate@beta"]]
+
+
+def test_a_retrain_where_nothing_changed_runs_no_stage_and_names_what_a_dirty_copy_leaves_out(rush: Rush) -> None:
+    first, _, third, *_ = said(rush.waited.out)
+    assert first.startswith("the working copy is dirty: running commit " + rush.code)
+    assert "params.yaml" in first and "notes.txt" in first and "commit what should take part" in first
+    assert third == "retrain alpha"
+    told = steps(rush.waited.out)
+    assert {told[stage] for stage in STAGES} == {"unchanged, not run"}
+    assert told["gate"] == "no new version to judge" and told["publish"] == "MLflow is up to date"
+    assert rush.runs("alpha")[0] == ["snapshot"] and len(rush.runs("alpha")) == 2

@@ -96,7 +96,7 @@ def test_new_data_sets_off_the_retrains_of_exactly_the_models_that_asked_for_it(
     assert scene.import_errors == []
     for model in scene.asked:
         (run,) = scene.ended(model, "asset_triggered")
-        assert run.state == "success"
+        assert (run.state, run.logical_date) == ("success", None)
         (event_,) = scene.server.asset_events(model, run.run_id)
         assert event_["source_run_id"] == scene.ingested
         assert event_["extra"]["commit"] == scene.project.mirror.resolve("refs/heads/data")
@@ -125,8 +125,8 @@ def test_a_backfill_makes_a_version_a_date_of_what_was_known_then_one_at_a_time_
     runs = {run.run_id: run for run in scene.ended("gamma", "backfill")}
     assert [run.state for run in runs.values()] == ["success"] * 2
     known = scene.versions("gamma")
-    dates = {str(run.logical_date)[:10]: through(known[run.run_id]) for run in runs.values()}
-    assert dates == {"2013-02-03": "2013-02-01", "2013-03-03": "2013-03-01"}
+    dates = {str(run.logical_date)[:16]: through(known[run.run_id]) for run in runs.values()}
+    assert dates == {"2013-02-03 07:00": "2013-02-01", "2013-03-03 07:00": "2013-03-01"}
     assert sorted(known[run_id].number for run_id in runs) == [3, 4]
     assert champions(scene.project.mirror)["gamma", "champion"].number == 2
 

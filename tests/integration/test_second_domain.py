@@ -42,4 +42,3 @@ def test_another_domain_runs_without_an_edit_of_the_engine(clinic: Path, tmp_pat
     assert [item["partitions"][-1]["path"] for item in shown["data"]["datasets"]] == [
         "data/raw/biopsies/2020-03.parquet"
     ]
-    assert "nothing changed since malignant@v2" in retrace(clinic, home, "retrain", "malignant")
