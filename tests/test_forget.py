@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from events import check
-from mlflow import MlflowClient
 from projects import Project, day
 
 from retrace import lease, verdicts, versions
@@ -39,6 +39,9 @@ from retrace.search import ConditionRefused
 from retrace.tombstones import current
 from retrace.verdicts import IMPOSSIBLE
 from retrace.verify import run_verify
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PERSON = "zygmunt-the-person"
 CONDITION = f"name = '{PERSON}'"
@@ -496,6 +499,8 @@ def mlflow_copies(person: Project, tmp_path: Path) -> MlflowClient:
 
 
 def mlflow_with(project: Project, tmp_path: Path, *numbers: int) -> MlflowClient:
+    from mlflow import MlflowClient
+
     prepare(project.settings.mlflow)
     client = MlflowClient(project.settings.mlflow)
     experiment = client.create_experiment("alpha", artifact_location=str(tmp_path / "artifacts"))

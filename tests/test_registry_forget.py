@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from mlflow import MlflowClient
 from test_registry import (  # noqa: F401 - fixtures
     COMMITS,
     client,
@@ -22,6 +22,9 @@ from test_registry import (  # noqa: F401 - fixtures
 
 from retrace.published import Entry
 from retrace.registry import Registry, RegistryConflict
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 TICKET = "DSR-42"
 
