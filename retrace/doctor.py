@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from retrace.config import Settings
 from retrace.errors import RetraceError, TransientError
-from retrace.health.finding import Finding, Section, counted
+from retrace.health.finding import Finding, Section
 from retrace.health.forgotten import forgotten
 from retrace.health.holders import holders
 from retrace.health.leftovers import leftovers
@@ -23,6 +23,7 @@ from retrace.health.services import SILENT, services
 from retrace.health.views import views
 from retrace.progress import overwritten
 from retrace.tombstones import tombstones
+from retrace.wording import counted
 
 _MARKS = {"found": "!", "fixed": "+", "noted": " "}
 

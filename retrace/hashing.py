@@ -46,8 +46,13 @@ def files_of(content: bytes, oid: str) -> dict[str, str] | None:
 
 def directory_oid(files: Mapping[str, str]) -> str:
     """DVC's name for a folder of these files (relative path -> md5): the md5 of their sorted list, and `.dir`."""
+    return f"{md5_of(directory_object(files))}.dir"
+
+
+def directory_object(files: Mapping[str, str]) -> bytes:
+    """The list that DVC keeps of a folder of these files (relative path -> md5)."""
     entries = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
-    return f"{md5_of(json.dumps(entries, sort_keys=True).encode())}.dir"
+    return json.dumps(entries, sort_keys=True).encode()
 
 
 def oid_of(place: Path) -> str:
@@ -61,16 +66,17 @@ def oid_of(place: Path) -> str:
 def hash_file(path: Path) -> FileHash:
     """Hash a file of any size in bounded memory."""
     with open(path, "rb") as source:
-        return _hash(source, None)
+        return hash_stream(source)
 
 
 def copy_and_hash(source: BinaryIO, target: Path) -> FileHash:
     """Write a stream to a new file and hash what went through."""
     with open(target, "xb") as copy:
-        return _hash(source, copy)
+        return hash_stream(source, copy)
 
 
-def _hash(source: BinaryIO, copy: BinaryIO | None) -> FileHash:
+def hash_stream(source: BinaryIO, copy: BinaryIO | None = None) -> FileHash:
+    """Hash a stream of any size in bounded memory, and write it to `copy` on the way."""
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     while block := source.read(_BLOCK):
         md5.update(block)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from retrace.child.report import Reporter
 from retrace.child.store import Store
+from retrace.hashing import hash_stream
 
 _AT_ONCE = 8
-_BLOCK = 1 << 20
 _TOLD_EVERY = 50
 
 
@@ -32,9 +31,6 @@ def look_after(repo: Any, store: Store, request: dict[str, Any], reporter: Repor
 
 def _hash(store: Store, oid: str) -> tuple[str, list[str]]:
     """The md5 and sha256 of what the remote keeps under a name."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with store.remote.fs.open(store.remote.oid_to_path(oid), "rb") as source:
-        while block := source.read(_BLOCK):
-            md5.update(block)
-            sha256.update(block)
-    return oid, [md5.hexdigest(), sha256.hexdigest()]
+        found = hash_stream(source)
+    return oid, [found.md5, found.sha256]

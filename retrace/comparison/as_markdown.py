@@ -11,6 +11,7 @@ from retrace.comparison.compared import Comparison
 from retrace.comparison.data import DatasetChange
 from retrace.dvcfiles import RAW
 from retrace.trace_text import printable
+from retrace.wording import counted
 
 _PARTITIONS = 20
 _SAME = "The same."
@@ -93,8 +94,8 @@ def _dataset(change: DatasetChange) -> Iterator[tuple[str, ...]]:
     counts = [f"{len(side.partitions):,} partitions" if side is not None else "none" for side in (before, after)]
     rows = [side.rows if side is not None else 0 for side in (before, after)]
     yield name, " -> ".join(dict.fromkeys(counts)), "in all", wording.rows(rows[0], rows[1])
-    listed = [(item.path, "added", wording.counted(item.rows, "row")) for item in change.added]
-    listed += [(item.path, "removed", wording.counted(item.rows, "row")) for item in change.removed]
+    listed = [(item.path, "added", counted(item.rows, "row")) for item in change.added]
+    listed += [(item.path, "removed", counted(item.rows, "row")) for item in change.removed]
     listed += [(new.path, "replaced", wording.rows(old.rows, new.rows)) for old, new in change.replaced]
     yield from ((name, *row) for row in listed[:_PARTITIONS])
     if len(listed) > _PARTITIONS:

@@ -11,6 +11,7 @@ from retrace.comparison.data import DatasetChange
 from retrace.comparison.tables import TableChange
 from retrace.dvcfiles import RAW
 from retrace.trace_text import WIDTH, printable
+from retrace.wording import counted
 
 _SAME = "the same"
 _PARTITIONS = 12  # of one kind of one dataset
@@ -84,14 +85,14 @@ def _dataset(change: DatasetChange) -> Iterator[str]:
     if before is None or after is None:
         there = before or after
         assert there is not None
-        what = f"{wording.counted(len(there.partitions), 'partition')}, {wording.counted(there.rows, 'row')}"
+        what = f"{counted(len(there.partitions), 'partition')}, {counted(there.rows, 'row')}"
         yield printable(f"  {name}  {'new' if before is None else 'no longer read'}: {what}")
         return
     old, new = len(before.partitions), len(after.partitions)
-    partitions = f"{old:,} -> {new:,} partitions" if old != new else wording.counted(new, "partition")
+    partitions = f"{old:,} -> {new:,} partitions" if old != new else counted(new, "partition")
     yield printable(f"  {name}  {partitions}, {wording.rows(before.rows, after.rows)}")
-    yield from _few([f"    + {item.path}  {wording.counted(item.rows, 'row')}" for item in change.added])
-    yield from _few([f"    - {item.path}  {wording.counted(item.rows, 'row')}" for item in change.removed])
+    yield from _few([f"    + {item.path}  {counted(item.rows, 'row')}" for item in change.added])
+    yield from _few([f"    - {item.path}  {counted(item.rows, 'row')}" for item in change.removed])
     yield from _few(
         [
             f"    ~ {new.path}  {wording.rows(old.rows, new.rows)}, md5 {old.md5[:8]} -> {new.md5[:8]}"

@@ -17,6 +17,7 @@ from retrace.comparison.psi import ColumnPsi
 from retrace.comparison.reasons import Reason, StageReasons
 from retrace.comparison.tables import TableChange
 from retrace.reader import last_day
+from retrace.wording import counted
 
 SHORT = 12
 _VALUE = 60
@@ -40,11 +41,6 @@ def from_to(change: Change) -> str:
     if change.kind == "removed":
         return f"was {value(change.before)}"
     return f"{value(change.before)} -> {value(change.after)}"
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def side(content: Content) -> str:

@@ -11,6 +11,7 @@ from retrace.forgetting.find import Found
 from retrace.forgetting.plan import Plan
 from retrace.forgetting.purge import Purged
 from retrace.versions import CHAMPION
+from retrace.wording import counted
 
 _SHOWN = 8
 
@@ -21,10 +22,10 @@ def plan_lines(plan: Plan, found: Found, rebuilds: Sequence[Path]) -> Iterator[s
     yield f"request {request.ticket} on {request.dataset}; what it would cost:"
     for item in plan.replacements:
         name = PurePosixPath(item.partition.path).stem
-        yield f"  {name}: {_counted(item.rows, 'row')} of {item.partition.rows:,} removed, the partition replaced"
+        yield f"  {name}: {counted(item.rows, 'row')} of {item.partition.rows:,} removed, the partition replaced"
     older = len(plan.partitions) - len(plan.replacements)
     if older:
-        yield f"  {_counted(older, 'older content')} of partitions, kept for versions, deleted"
+        yield f"  {counted(older, 'older content')} of partitions, kept for versions, deleted"
     if plan.versions:
         yield f"  can never be rebuilt or served again: {_some(version.name for version in plan.versions)}"
         yield "    their files in MLflow are deleted, too; metrics, parameters and the entries stay"
@@ -34,9 +35,9 @@ def plan_lines(plan: Plan, found: Found, rebuilds: Sequence[Path]) -> Iterator[s
         yield f"  what other runs and scores made of the data: {_some(plan.runs)}"
     if rebuilds:
         yield f"  rebuilds that `reproduce --keep` left here, removed: {', '.join(map(str, rebuilds))}"
-    yield f"  {_counted(len(plan.stones), 'object')} deleted from cache and remote: {_kinds(plan)}"
+    yield f"  {counted(len(plan.stones), 'object')} deleted from cache and remote: {_kinds(plan)}"
     if plan.shared:
-        yield f"    {_counted(plan.shared, 'more stays', 'more stay')}: what is without the records has them, too"
+        yield f"    {counted(plan.shared, 'more stays', 'more stay')}: what is without the records has them, too"
     yield from _stays(plan, found)
 
 
@@ -91,20 +92,20 @@ def _has_rows(path: str) -> bool:
 
 def done_already(plan: Plan) -> str:
     """What to say when the same request was carried out before."""
-    return f"request {plan.request.ticket} is done: {_counted(len(plan.stones), 'tombstone')}, nothing left to do"
+    return f"request {plan.request.ticket} is done: {counted(len(plan.stones), 'tombstone')}, nothing left to do"
 
 
 def done_lines(plan: Plan, commit: str | None, purged: Purged) -> Iterator[str]:
     """What was done."""
     if commit is not None:
-        parts = _counted(len(plan.replacements), "partition")
+        parts = counted(len(plan.replacements), "partition")
         yield f"{parts} of {plan.request.dataset} replaced: commit {commit[:8]} on data"
     yield (
-        f"{_counted(len(plan.stones), 'tombstone')}; {_counted(purged.remote, 'object')} deleted from the remote, "
+        f"{counted(len(plan.stones), 'tombstone')}; {counted(purged.remote, 'object')} deleted from the remote, "
         f"{purged.cache:,} from this machine's cache"
     )
     if purged.unnamed:
-        objects = _counted(purged.unnamed, "object is", "objects are")
+        objects = counted(purged.unnamed, "object is", "objects are")
         yield f"{objects} left in cache or remote that no commit names, of runs that were given up or of `dvc repro` by"
         yield "  hand: whether they were made of these records cannot be known; delete what nobody needs"
     if plan.versions:
@@ -114,12 +115,8 @@ def done_lines(plan: Plan, commit: str | None, purged: Purged) -> Iterator[str]:
 
 def nothing_lines(plan: Plan, found: Found, searched: int) -> Iterator[str]:
     """What to say when no partition holds such records."""
-    yield f"no such records in {plan.request.dataset}: {_counted(searched, 'content')} of partitions searched"
+    yield f"no such records in {plan.request.dataset}: {counted(searched, 'content')} of partitions searched"
     yield from _not_searched(found)
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def _some(names: Iterable[str], shown: int = _SHOWN) -> str:

@@ -38,11 +38,6 @@ class Section:
     findings: tuple[Finding, ...] = ()
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 object`, `1,204 objects`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def named(names: Iterable[str]) -> str:
     """Version names in one phrase, neighbours joined: `late_arrival@v1 .. v3, air_time@v2`."""
     parts = {name: _NUMBERED.fullmatch(name) for name in sorted(set(names))}

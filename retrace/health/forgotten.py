@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from retrace.dvcfiles import object_path
 from retrace.errors import RetraceError
 from retrace.health import remote as asked
-from retrace.health.finding import Finding, Section, counted
+from retrace.health.finding import Finding, Section
 from retrace.health.scope import REMOTE, Scope
 from retrace.tombstones import Tombstone
+from retrace.wording import counted
 
 _SECTION = "forgotten"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retrace import verdicts, versions
-from retrace.health.finding import Finding, Section, counted
+from retrace.health.finding import Finding, Section
 from retrace.health.scope import Scope
 from retrace.verdicts import IDENTICAL, Verdict
+from retrace.wording import counted
 
 _SECTION = "aliases"
 _LONGEST = 100

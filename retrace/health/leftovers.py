@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from retrace.health import left_files, left_refs
-from retrace.health.finding import Finding, Section, counted, size_of
+from retrace.health.finding import Finding, Section, size_of
 from retrace.health.left import Left
 from retrace.health.scope import Scope
+from retrace.wording import counted
 
 _SECTION = "leftovers"
 _SHOWN = 3

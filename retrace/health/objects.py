@@ -8,9 +8,10 @@ from retrace.dvcfiles import object_path
 from retrace.errors import RetraceError
 from retrace.hashing import hash_file
 from retrace.health import remote as asked
-from retrace.health.finding import Finding, Section, State, counted, named
+from retrace.health.finding import Finding, Section, State, named
 from retrace.health.needs import Needed, Needs
 from retrace.health.scope import NEWEST_DATA, REMOTE, Scope
+from retrace.wording import counted
 from retrace.workspace import Remote
 
 _SECTION = "objects"

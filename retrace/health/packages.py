@@ -13,8 +13,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from retrace.environment import PYTHON_VERSION, REQUIREMENTS, EnvironmentFailed, EnvironmentLock
-from retrace.health.finding import Finding, Section, counted, named
+from retrace.health.finding import Finding, Section, named
 from retrace.health.scope import INDEX, Scope, object_ids
+from retrace.wording import counted
 
 _SECTION = "packages"
 _TODAY = "today's code"

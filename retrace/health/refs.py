@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 from retrace.git import is_commit_id, trailer
-from retrace.health.finding import Finding, Section, counted, named
+from retrace.health.finding import Finding, Section, named
 from retrace.health.needs import Needs
 from retrace.health.scope import Scope, local_refs, object_ids
 from retrace.lineage.event import EVENT
+from retrace.wording import counted
 
 _SECTION = "refs"
 _VERSION = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")

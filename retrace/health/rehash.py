@@ -13,10 +13,11 @@ from retrace.dvcfiles import object_path
 from retrace.errors import RetraceError
 from retrace.hashing import hash_file
 from retrace.health import remote as asked
-from retrace.health.finding import Finding, Section, counted, named
+from retrace.health.finding import Finding, Section, named
 from retrace.health.needs import Needed, Needs
 from retrace.health.objects import in_cache
 from retrace.health.scope import NEWEST_DATA, REMOTE, Scope
+from retrace.wording import counted
 from retrace.workspace import Remote
 
 _SECTION = "hashes"

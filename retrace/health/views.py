@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from retrace import versions
 from retrace.errors import RetraceError
-from retrace.health.finding import Finding, Section, counted, named
+from retrace.health.finding import Finding, Section, named
 from retrace.health.scope import CONSUMER, MLFLOW, Scope
 from retrace.health.services import SILENT
 from retrace.lineage.settings import ConsumerSettings
 from retrace.registry.contact import sqlite_file
 from retrace.versions import CHAMPION, Version
+from retrace.wording import counted
 
 if TYPE_CHECKING:
     from retrace.lineage.consumer import Consumer

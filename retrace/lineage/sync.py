@@ -27,6 +27,7 @@ from retrace.git import Mirror
 from retrace.lineage.consumer import Consumer, ConsumerSettings, EventRejected
 from retrace.lineage.history import COMPLETE, Name, Parent, Read, Told, history
 from retrace.lineage.journal import Journal
+from retrace.wording import counted
 
 _LEASE, _LEASE_MINUTES = "sync.lineage", 15.0
 _RENEWAL_SECONDS = 30.0
@@ -129,7 +130,7 @@ class _Sync:
     def run(self) -> Iterator[str]:
         """Do it; what there is to say."""
         if self._problems:
-            count = _counted(len(self._problems), "event")
+            count = counted(len(self._problems), "event")
             yield f"lineage: {count} in git left out as unreadable, such as {self._problems[0]}"
         try:
             self._tick()
@@ -391,28 +392,28 @@ class _Sync:
     def _report(self) -> Iterator[str]:
         for model in sorted(set(self._left.values())):
             count = list(self._left.values()).count(model)
-            yield f"lineage: {model} is being retrained; its {_counted(count, 'event')} will follow with the next sync"
+            yield f"lineage: {model} is being retrained; its {counted(count, 'event')} will follow with the next sync"
         if self._unknown:
             told, read = self._unknown[0]
             yield (
-                f"lineage: {_counted(len(self._unknown), 'input')} that no run in git made may be bound to another "
+                f"lineage: {counted(len(self._unknown), 'input')} that no run in git made may be bound to another "
                 f"version, such as {read.dataset.name} of {told.job.name} ({told.run_id})"
             )
         if self._rejected:
             run_id, answer = next(iter(self._rejected.items()))
             yield (
-                f"lineage: {_counted(len(self._rejected), 'event')} rejected and set aside in {self._aside}, such as "
+                f"lineage: {counted(len(self._rejected), 'event')} rejected and set aside in {self._aside}, such as "
                 f"{self._events[run_id].job.name} ({run_id}): {answer}"
             )
         if self._deprived:
             yield (
-                f"lineage: {_counted(len(self._deprived), 'run')} read what a rejected event made, such as "
+                f"lineage: {counted(len(self._deprived), 'run')} read what a rejected event made, such as "
                 f"{self._deprived[0].job.name} ({self._deprived[0].run_id}), and cannot be bound to it"
             )
         if self._journal.wrong:
             run_id = next(run_id for run_id in self._journal.held if run_id in self._journal.wrong)
             yield (
-                f"lineage: {_counted(len(self._journal.wrong), 'run')} bound to other versions than were read, such as "
+                f"lineage: {counted(len(self._journal.wrong), 'run')} bound to other versions than were read, such as "
                 f"{self._events[run_id].job.name} ({run_id}): bindings cannot be corrected in Marquez: empty its "
                 "database, or give another one, and run `retrace sync` again"
             )
@@ -423,7 +424,7 @@ class _Sync:
             return f"lineage: {self._url} is up to date"
         again = f", {self._resent} once more so that every input is bound to what was read" if self._resent else ""
         whole = "" if self._left or self._rejected else "; everything is there"
-        return f"lineage: {_counted(self._sent, 'event')} sent to {self._url}{again}{whole}"
+        return f"lineage: {counted(self._sent, 'event')} sent to {self._url}{again}{whole}"
 
 
 def _names(datasets: Iterable[Mapping[str, Any]] | None) -> frozenset[Name]:
@@ -488,7 +489,3 @@ def _set_aside(path: Path, url: str, event: Mapping[str, Any], answer: str) -> N
 
 def _key(name: Name) -> str:
     return f"{name.namespace}\t{name.name}"
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from retrace.dvcfiles import RAW
+from retrace.hashing import directory_object
 from retrace.record import Record
 
 
@@ -34,8 +34,7 @@ class Tracked:
     @property
     def directory_object(self) -> bytes:
         """The object that DVC keeps of a folder: the list of its files."""
-        entries = [{"md5": md5, "relpath": path} for path, md5 in sorted(self.listing.items())]
-        return json.dumps(entries, sort_keys=True).encode()
+        return directory_object(self.listing)
 
 
 def tracked(record: Record) -> tuple[Tracked, ...]:
