@@ -140,11 +140,12 @@ def in_order(found: Iterable[_Step], where: str) -> tuple[_Step, ...]:
 
 
 def _needs(stage: Step, outputs: Iterable[str]) -> bool:
-    return any(
-        dependency == output or dependency.startswith(f"{output}/") or output.startswith(f"{dependency}/")
-        for dependency in stage.dependencies
-        for output in outputs
-    )
+    return any(overlap(dependency, output) for dependency in stage.dependencies for output in outputs)
+
+
+def overlap(path: str, other: str, separator: str = "/") -> bool:
+    """Whether one of two paths is, lies in or holds the other; of parameters' keys the separator is a dot."""
+    return path == other or path.startswith(other + separator) or other.startswith(path + separator)
 
 
 def lock_entries(text: bytes | None, where: str = LOCK) -> dict[str, dict[str, Any]]:

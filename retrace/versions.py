@@ -20,8 +20,8 @@ from retrace.git import ABSENT, Git, Mirror, RefMoved, RefUpdate, message, trail
 from retrace.lineage.event import EVENT
 
 CHAMPION = "champion"
-_VERSION = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")
-_ASSIGNMENT = re.compile(r"(?P<model>[a-z][a-z0-9_]*)#(?P<alias>[a-z][a-z0-9_-]*)#(?P<number>[1-9][0-9]*)")
+VERSION_NAME = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")
+ASSIGNMENT_NAME = re.compile(r"(?P<model>[a-z][a-z0-9_]*)#(?P<alias>[a-z][a-z0-9_-]*)#(?P<number>[1-9][0-9]*)")
 _FIELDS = (
     "%(refname:strip=2)%1f%(objectname)%1f%(*objectname)%1f%(taggerdate:iso-strict)%1f%(taggername)%1f%(contents)%1e"
 )
@@ -92,7 +92,7 @@ def versions(git: Git, model: str | None = None) -> list[Version]:
 def _versions(git: Git, *pattern: str) -> list[Version]:
     found = []
     for name, tag_object, commit, created, _, text in _tags(git, *pattern):
-        match = _VERSION.fullmatch(name)
+        match = VERSION_NAME.fullmatch(name)
         if match is None:
             continue
         told = _trailers(text)
@@ -142,7 +142,7 @@ def find(git: Git, name: str) -> Version:
     """
     model, _, rest = name.partition("@")
     named = re.fullmatch(r"[a-z][a-z0-9_]*", model) is not None
-    if _VERSION.fullmatch(name):
+    if VERSION_NAME.fullmatch(name):
         found = next(iter(_versions(git, f"refs/tags/{name}")), None)
     elif named and rest == "latest":
         found = _newest(git, model)
@@ -159,7 +159,7 @@ def find(git: Git, name: str) -> Version:
 
 def _newest(git: Git, model: str) -> Version | None:
     names = git.out("for-each-ref", "--format=%(refname:strip=2)", f"refs/tags/{model}@v*").splitlines()
-    numbers = sorted((int(match["number"]) for match in map(_VERSION.fullmatch, names) if match), reverse=True)
+    numbers = sorted((int(match["number"]) for match in map(VERSION_NAME.fullmatch, names) if match), reverse=True)
     found = (_versions(git, f"refs/tags/{model}@v{number}") for number in numbers)
     return next((own[0] for own in found if own), None)
 
@@ -182,7 +182,7 @@ def assignments(git: Git, model: str | None = None) -> list[Assignment]:
     """All assignments (of one model), oldest first."""
     found = []
     for name, _, commit, created, by, text in _tags(git, f"refs/tags/{model or '*'}#*"):
-        match = _ASSIGNMENT.fullmatch(name)
+        match = ASSIGNMENT_NAME.fullmatch(name)
         if match is None:
             continue
         found.append(
@@ -261,7 +261,7 @@ def create(
         existing = next((version for version in own if version.commit == commit), None)
         if existing is not None:
             return existing
-        name = _next_name(mirror, f"{model}@v", _VERSION)
+        name = _next_name(mirror, f"{model}@v", VERSION_NAME)
         told = {EVENT: tell(name)} if tell is not None else {}
         tag = mirror.write_tag(name, commit, message(f"{name}: {title}", trailers | told), sign)
         try:
@@ -288,7 +288,7 @@ def assign(
         own = [assignment for assignment in assignments(mirror, version.model) if assignment.alias == alias]
         if own and own[-1].commit == version.commit:
             return own[-1]
-        name = _next_name(mirror, f"{version.model}#{alias}#", _ASSIGNMENT)
+        name = _next_name(mirror, f"{version.model}#{alias}#", ASSIGNMENT_NAME)
         trailers = {"Retrace-Version": version.name, "Retrace-Because": because}
         trailers |= {EVENT: tell(name)} if tell is not None else {}
         tag = mirror.write_tag(name, version.commit, message(f"{name}: {version.name}", trailers), sign)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from retrace.comparison.changes import Change, tree_changes
 from retrace.comparison.content import Content
-from retrace.dvcfiles import StageTemplate
+from retrace.dvcfiles import StageTemplate, overlap
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ def _readers(model: str, key: str, templates: Iterable[StageTemplate]) -> tuple[
     own = f"models.{model}.{key}"
 
     def reads(declared: str) -> bool:
-        path = declared.replace("${key}", model)
-        return own == path or own.startswith(f"{path}.") or path.startswith(f"{own}.")
+        return overlap(own, declared.replace("${key}", model), ".")
 
     return tuple(template.name for template in templates if any(map(reads, template.parameters)))

@@ -12,7 +12,7 @@ from retrace.comparison.code import File, below
 from retrace.comparison.content import Content
 from retrace.comparison.pipeline import Stage
 from retrace.comparison.raw import Data
-from retrace.dvcfiles import RAW
+from retrace.dvcfiles import RAW, overlap
 from retrace.environment import PYTHON_VERSION, REQUIREMENTS
 
 ReasonKind = Literal["command", "code", "environment", "parameter", "data", "output", "dependency"]
@@ -124,7 +124,7 @@ def _dependency(
     earlier: Mapping[str, StageReasons],
 ) -> Iterator[Reason]:
     """What differs in a dependency that both sides have: an earlier stage's output, raw data, or files in git."""
-    outputs = [name for name in makers if _overlap(path, name)]
+    outputs = [name for name in makers if overlap(path, name)]
     for name in outputs:
         old, new = (_made(side, name) for side in (a, b))
         if old is None or new is None:
@@ -144,12 +144,8 @@ def _dependency(
         yield Reason("data" if file == f"{path}.dvc" else kind, file)
 
 
-def _overlap(path: str, other: str) -> bool:
-    return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
-
-
 def _maker(path: str, makers: Mapping[str, str]) -> str | None:
-    return next((stage for name, stage in makers.items() if _overlap(path, name)), None)
+    return next((stage for name, stage in makers.items() if overlap(path, name)), None)
 
 
 def _made(side: Content, path: str) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrace import manifest
-from retrace.dvcfiles import LOCK, RAW, entries_of, lock_entries, output_md5s, pointer_md5
+from retrace.dvcfiles import LOCK, RAW, entries_of, lock_entries, output_md5s, overlap, pointer_md5
 from retrace.git import Git
 from retrace.health.scope import NEWEST_DATA, Scope, object_ids
 from retrace.lineage import event
@@ -58,9 +58,7 @@ class _Made:
     def reads(self, dataset: str) -> bool:
         """Whether a stage depends on a raw dataset, a part of it, or a folder that holds it."""
         paths = (str(dep["path"]) for entry in self.entries.values() for dep in entry.get("deps", ()))
-        return any(
-            path == dataset or path.startswith(f"{dataset}/") or dataset.startswith(f"{path}/") for path in paths
-        )
+        return any(overlap(path, dataset) for path in paths)
 
 
 def needs(scope: Scope) -> Needs:

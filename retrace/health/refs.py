@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from retrace.git import is_commit_id, trailer
@@ -10,11 +9,10 @@ from retrace.health.finding import Finding, Section, named
 from retrace.health.needs import Needs
 from retrace.health.scope import Scope, local_refs, object_ids
 from retrace.lineage.event import EVENT
+from retrace.versions import ASSIGNMENT_NAME, VERSION_NAME
 from retrace.wording import counted
 
 _SECTION = "refs"
-_VERSION = re.compile(r"(?P<model>[a-z][a-z0-9_]*)@v(?P<number>[1-9][0-9]*)")
-_ASSIGNMENT = re.compile(r"[a-z][a-z0-9_]*#[a-z][a-z0-9_-]*#[1-9][0-9]*")
 _TAGS = "refs/tags/"
 
 
@@ -42,8 +40,8 @@ def _plain_tags(scope: Scope) -> list[str]:
         name
         for kind, name in found
         if (kind != "tag" and ("@v" in name or "#" in name))
-        or ("@v" in name and not _VERSION.fullmatch(name))
-        or ("#" in name and not _ASSIGNMENT.fullmatch(name))
+        or ("@v" in name and not VERSION_NAME.fullmatch(name))
+        or ("#" in name and not ASSIGNMENT_NAME.fullmatch(name))
     ]
 
 
@@ -52,7 +50,7 @@ def _moved(scope: Scope) -> Iterator[Finding]:
     for ref, known in local_refs(scope.mirror, _TAGS).items():
         now = (scope.origin_refs or {}).get(ref, known)
         name = ref.removeprefix(_TAGS)
-        if now != known and (_VERSION.fullmatch(name) or _ASSIGNMENT.fullmatch(name)):
+        if now != known and (VERSION_NAME.fullmatch(name) or ASSIGNMENT_NAME.fullmatch(name)):
             moved = f"the tag {name} was moved in the origin: it is {now[:12]} there and was {known[:12]} here"
             text = f"{moved}; find out who did, and put the right one back"
             yield Finding("tag-moved", text, facts={"tag": name, "origin": now, "known": known})
@@ -64,7 +62,7 @@ def _removed(scope: Scope) -> Iterator[Finding]:
         return
     for ref in scope.tags_before.keys() - scope.origin_refs.keys():
         name = ref.removeprefix(_TAGS)
-        if _VERSION.fullmatch(name) or _ASSIGNMENT.fullmatch(name):
+        if VERSION_NAME.fullmatch(name) or ASSIGNMENT_NAME.fullmatch(name):
             known = scope.tags_before[ref]
             text = (
                 f"the tag {name} was removed from the origin; this machine still has it: "
@@ -86,7 +84,7 @@ def _gaps(scope: Scope, plain: Iterable[str]) -> Iterator[Finding]:
     """Numbers count up by one: one that is missing was a version."""
     numbers: dict[str, set[int]] = {}
     for name in (*(version.name for version in scope.versions), *plain):
-        if match := _VERSION.fullmatch(name):
+        if match := VERSION_NAME.fullmatch(name):
             numbers.setdefault(match["model"], set()).add(int(match["number"]))
     for model, own in sorted(numbers.items()):
         gone = [f"{model}@v{number}" for number in range(1, max(own)) if number not in own]

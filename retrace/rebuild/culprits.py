@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrace import yaml12
+from retrace.dvcfiles import overlap
 from retrace.rebuild.declared import Declared
 from retrace.rebuild.view import STRUCTURED
 
@@ -41,7 +42,7 @@ def _parameters(name: str, tree: Path, stage: Declared) -> Iterable[str]:
         if PurePosixPath(file).suffix not in STRUCTURED:
             continue
         for key in _keys(yaml12.load((tree / file).read_text())):
-            covered = any(key == own or key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in declared)
+            covered = any(overlap(key, own, ".") for own in declared)
             if name in (key, key.rpartition(".")[2]) and not covered and _of_model(key, stage):
                 yield f"reads the parameter {key}, which it does not declare"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from retrace.dvcfiles import stages
+from retrace.dvcfiles import overlap, stages
 from retrace.git import trailer
 from retrace.lineage import event
 from retrace.runs import DATA_BRANCH
@@ -103,14 +103,10 @@ def _declared(holdings: Holdings, having: Iterable[str], path: str) -> dict[str,
         found[name] = [
             stage.name
             for stage in templates.get(chosen.get(name, ""), ())
-            if any(_covers(item.replace("${key}", model), path) for item in stage.dependencies)
+            if any(overlap(item.replace("${key}", model), path) for item in stage.dependencies)
             or (path == _PARAMS and stage.parameters)
         ]
     return found
-
-
-def _covers(dependency: str, path: str) -> bool:
-    return path == dependency or path.startswith(f"{dependency}/") or dependency.startswith(f"{path}/")
 
 
 def about_commit(holdings: Holdings, commit: str) -> Answer:
