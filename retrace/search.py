@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrace.condition import Condition, ConditionRefused, parse_condition, refuse_columns, refuse_values
+from retrace.locked_down import reading
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -66,7 +67,7 @@ def search(condition: str, places: Sequence[Place]) -> Searched:
 
     Raises `ConditionRefused`, also when no partition can be searched because of the condition.
     """
-    with _locked_down([place.file for place in places]) as connection:
+    with reading([place.file for place in places], _MEMORY) as connection:
         checked = parse_condition(connection, condition)
         schemas, why = _schemas(place.file for place in places)
         alike: dict[Schema, list[Path]] = defaultdict(list)
@@ -97,7 +98,7 @@ def remaining(condition: str, place: Place) -> Iterator[RecordBatchReader]:
     import duckdb
     from pyarrow import RecordBatchReader
 
-    with _locked_down([place.file]) as connection:
+    with reading([place.file], _MEMORY) as connection:
         checked = parse_condition(connection, condition)
         schemas, why = _schemas([place.file])
         if why:
@@ -128,26 +129,6 @@ def _batches(connection: DuckDBPyConnection, reader: RecordBatchReader, place: P
         if batch is None:
             return
         yield batch
-
-
-@contextmanager
-def _locked_down(files: Iterable[Path]) -> Iterator[DuckDBPyConnection]:
-    """A connection that reads these files and nothing else, and that no statement can give more rights."""
-    import duckdb
-
-    options: dict[str, str | bool | int | float | list[str]] = {
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "python_enable_replacements": "false",
-        "temp_directory": "",
-        "memory_limit": _MEMORY,
-    }
-    with duckdb.connect(":memory:", config=options) as connection:
-        connection.execute("SET allowed_paths = ?", [sorted({str(file) for file in files})])
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        yield connection
 
 
 def _schemas(files: Iterable[Path]) -> tuple[dict[Path, Schema], dict[Path, str]]:

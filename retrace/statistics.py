@@ -13,10 +13,9 @@ import contextlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from retrace.errors import RetraceError
+from retrace.locked_down import pattern, reading
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow
     import pyarrow.parquet
 
@@ -168,41 +167,16 @@ def _metadata(file: Path) -> pyarrow.parquet.FileMetaData:
 
 def _describe(files: Sequence[Path]) -> Statistics:
     footers = _read_footers(files)
-    names = [_pattern(file) for file in files]
+    names = [pattern(file) for file in files]
     columns = []
     exactly = [footers.rows <= EXACT_ROWS and footers.widths[name] <= EXACT_BYTES for name in footers.schema.names]
     # An approximate quantile depends on the order in which rows come; what is exact does not.
     threads = os.cpu_count() or 1 if all(exactly) else 1
-    with _database(files, threads) as database:
+    with reading(files, _MEMORY, threads) as database:
         for position, (column, exact) in enumerate(zip(footers.schema, exactly, strict=True)):
             query = _query(position, len(footers.schema), column.type, exact)
             columns.append(_column(column, footers.rows, database.execute(query, [names]).fetchone() or ()))
     return Statistics(footers.rows, len(files), sum(file.stat().st_size for file in files), tuple(columns))
-
-
-@contextlib.contextmanager
-def _database(files: Sequence[Path], threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in memory that may read these files; what it may do cannot be changed any more."""
-    import duckdb
-
-    limits: dict[str, str | bool | int | float | list[str]] = {
-        "threads": threads,
-        "memory_limit": _MEMORY,
-        "temp_directory": "",
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-    with duckdb.connect(":memory:", config=limits) as database:
-        database.execute("SET enable_progress_bar = false")  # it would go to standard output after two seconds
-        database.execute("SET allowed_paths = ?", [[name for file in files for name in (str(file), _pattern(file))]])
-        database.execute("SET enable_external_access = false")
-        database.execute("SET lock_configuration = true")
-        yield database
-
-
-def _pattern(file: Path) -> str:
-    """DuckDB takes a name for a pattern; this one fits this file alone."""
-    return re.sub(r"[*?[]", r"[\g<0>]", str(file))
 
 
 def _query(position: int, width: int, kind: pyarrow.DataType, exact: bool) -> str:

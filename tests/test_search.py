@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrace import search as searching
+from retrace.locked_down import reading
 from retrace.search import ConditionRefused, Hit, Place, remaining, search
 
 PERSON = "N14228"
@@ -181,7 +181,7 @@ def test_the_connection_itself_lets_nothing_else_be_read_or_written(flights: Par
     import duckdb
 
     (flights.folder / "secret").write_text("secret")
-    with searching._locked_down([flights.places[0].file]) as connection:
+    with reading([flights.places[0].file], "1GB") as connection:
         for statement in (
             f"SELECT * FROM read_text('{flights.folder}/secret')",
             f"SELECT * FROM read_parquet('{flights.places[1].file}')",

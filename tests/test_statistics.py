@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrace import statistics
+from retrace.locked_down import reading
 from retrace.statistics import Column, Statistics, StatisticsFailed, describe, kept
 
 SHARES = [float(name) for name in statistics.QUANTILES]
@@ -204,7 +205,7 @@ def test_nothing_else_can_be_read_and_nothing_written(tmp_path: Path) -> None:
 
     allowed = write(tmp_path, "in.parquet", pa.table({"c": [1]}))
     other = write(tmp_path, "out.parquet", pa.table({"c": [1]}))
-    with statistics._database([allowed]) as database:
+    with reading([allowed], "512MB") as database:
         assert database.execute("SELECT * FROM read_parquet(?)", [str(allowed)]).fetchall() == [(1,)]
         assert database.execute("SELECT current_setting('temp_directory')").fetchall() == [("",)]
         for refused in (
@@ -223,8 +224,8 @@ def test_nothing_else_can_be_read_and_nothing_written(tmp_path: Path) -> None:
 SHOWS_PROGRESS = """
 import sys
 from pathlib import Path
-from retrace import statistics
-with statistics._database([Path(sys.argv[1])]) as database:
+from retrace.locked_down import reading
+with reading([Path(sys.argv[1])], "512MB") as database:
     database.execute("SELECT current_setting('enable_progress_bar')")
     sys.exit(database.fetchone()[0])
 """

@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrace.comparison.psi import ColumnPsi, psi
 from retrace.errors import RetraceError
+from retrace.locked_down import pattern, reading
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation, Expression
@@ -84,39 +84,13 @@ def psi_of_files(before: Sequence[Path], after: Sequence[Path], *, exact: bool) 
     return tuple(ColumnPsi(item.column, psi(*shares)) for item, *shares in zip(bins, *counted, strict=True))
 
 
-@contextmanager
-def _reading(files: Iterable[Path], threads: int) -> Iterator[DuckDBPyConnection]:
-    """A connection that reads these files and nothing else, and writes nothing."""
-    import duckdb
-
-    options: dict[str, str | bool | int | float | list[str]] = {
-        "threads": threads,
-        "memory_limit": _MEMORY,
-        "temp_directory": "",
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-    with duckdb.connect(":memory:", config=options) as connection:
-        connection.execute("SET enable_progress_bar = false")
-        allowed = [name for file in files for name in (str(file), _pattern(file))]
-        connection.execute("SET allowed_paths = ?", [allowed])
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        yield connection
-
-
-def _pattern(file: Path) -> str:
-    """DuckDB takes a name for a pattern; this one fits this file alone."""
-    return re.sub(r"[*?[]", r"[\g<0>]", str(file))
-
-
 def _table(connection: DuckDBPyConnection, files: Iterable[Path]) -> DuckDBPyRelation:
-    names = [_pattern(file) for file in files]
+    names = [pattern(file) for file in files]
     return connection.read_parquet(names, union_by_name=True, hive_partitioning=False)
 
 
 def _columns(files: Sequence[Path]) -> dict[str, str]:
-    with _reading(files, 1) as connection:
+    with reading(files, _MEMORY, 1) as connection:
         return _types(_table(connection, files))
 
 
@@ -129,7 +103,7 @@ def _bins(files: Sequence[Path], other: Mapping[str, str], exact: bool) -> Itera
 
     One thread reads them: what is approximate depends on the order of rows.
     """
-    with _reading(files, 1) as connection:
+    with reading(files, _MEMORY, 1) as connection:
         table = _table(connection, files)
         wanted = {name: kind for name, kind in _types(table).items() if other.get(name) == kind and _has_bins(kind)}
         if not wanted:
@@ -177,7 +151,7 @@ def _counted(files: Sequence[Path], bins: Sequence[_Bins]) -> list[list[float]]:
     if not bins:
         return []
     counts = [item.counts() for item in bins]
-    with _reading(files, os.cpu_count() or 1) as connection:
+    with reading(files, _MEMORY, os.cpu_count() or 1) as connection:
         everything = duckdb.FunctionExpression("count_star")
         asked = [everything, *(count for one in counts for count in one)]
         ((rows, *rest),) = _table(connection, files).aggregate(asked).fetchall()
