@@ -134,19 +134,13 @@ class StageRun:
         if self.store.discard_rotten(self.store.objects(self.made())):
             self.execute(force=True)  # DVC had taken a rotten object of its cache for the result
         ended = time.time()
-        self.reporter.phase("check outputs")
-        try:
-            self.refuse_side_effects(before)
-            record = self.describe()
-            self.refuse_changed_lock(wanted, record["lock"])
-        except Failure:
-            shutil.rmtree(
-                self.request["run_cache"], ignore_errors=True
-            )  # a second try must not take it from there unchecked
-            raise
-        self.reporter.phase("push")
+        entry = yaml12.load(Path("dvc.lock").read_text())["stages"][self.request["address"]]
         with ThreadPoolExecutor(1) as beside:
-            described = beside.submit(self.statistics, record["lock"])
+            described = beside.submit(self.statistics, entry)
+            self.reporter.phase("check outputs")
+            self.check(before, wanted, entry)
+            record = self.describe(entry)
+            self.reporter.phase("push")
             self.store.push(self.request["address"], self.made(), remade=True)
             statistics = described.result()
         inputs = [{"path": name, **hashes[name].as_dict()} for name in sorted(hashes)]
@@ -183,6 +177,15 @@ class StageRun:
             cause = cause.__cause__
         return disk_full(error) or error
 
+    def check(self, before: dict[str, tuple[int, ...]], wanted: dict[str, str], entry: dict[str, Any]) -> None:
+        """Refuse what the stage may not have done; a second try must not take that from the run's cache unchecked."""
+        try:
+            self.refuse_side_effects(before)
+            self.refuse_changed_lock(wanted, entry)
+        except Failure:
+            shutil.rmtree(self.request["run_cache"], ignore_errors=True)
+            raise
+
     def refuse_side_effects(self, before: dict[str, tuple[int, ...]]) -> None:
         """A stage may write its outputs and nothing else in the workspace."""
         allowed = [*self.outputs, "dvc.lock"]
@@ -204,9 +207,8 @@ class StageRun:
             if expected is not None and dependency["md5"] != expected:
                 raise Failure("input-edited", path=dependency["path"])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, entry: dict[str, Any]) -> dict[str, Any]:
         """What was made: the lock's entry, and path, md5, sha256 and size of every output file."""
-        entry = yaml12.load(Path("dvc.lock").read_text())["stages"][self.request["address"]]
         outputs = []
         for out in entry["outs"]:
             files = [{"path": name, **hash_file(Path(name)).as_dict()} for name in _files(out["path"])]
