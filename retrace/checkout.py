@@ -16,6 +16,7 @@ from retrace.links import link
 from retrace.process import Job, run_job
 from retrace.record import Record, read_record
 from retrace.stage import recorded_sha256
+from retrace.tombstones import forbidden, tombstones
 from retrace.versions import Version
 from retrace.workspace import Workspace, temporary_folder
 
@@ -43,7 +44,7 @@ def checkout_version(settings: Settings, name: str, directory: Path | None) -> s
     try:
         workspace.checkout(settings, mirror, version.commit, target, shared=False)
         Git(target).out("remote", "set-url", "origin", without_credentials(settings.origin))
-        if not _from_cache(settings, record, in_git, target):
+        if not _from_cache(settings, mirror, record, in_git, target):
             _from_remote(settings, mirror, version, tracked, target)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
@@ -53,12 +54,13 @@ def checkout_version(settings: Settings, name: str, directory: Path | None) -> s
     )
 
 
-def _from_cache(settings: Settings, record: Record, in_git: Mapping[str, str], target: Path) -> bool:
-    """Link every file that this machine's cache has; whether it had all of them, sound."""
+def _from_cache(settings: Settings, mirror: Mirror, record: Record, in_git: Mapping[str, str], target: Path) -> bool:
+    """Link every file that this machine's cache has; whether it had all of them, sound and not to be forgotten."""
     wanted = {part.path: (part.md5, part.sha256) for dataset in record.datasets for part in dataset.partitions}
     wanted |= {path: (file["md5"], file["sha256"]) for path, file in record.files().items() if path not in in_git}
     objects = {path: object_path(settings.cache, md5) for path, (md5, _) in wanted.items()}
-    if not all(place.is_file() for place in objects.values()):
+    gone = forbidden(tombstones(mirror), target).keys()
+    if any(md5 in gone for md5, _ in wanted.values()) or not all(place.is_file() for place in objects.values()):
         return False
     for path, place in objects.items():
         link(place, target / path)

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from retrace import yaml12
 from retrace.errors import RetraceError
@@ -53,6 +62,15 @@ def _as_utc(value: object) -> object:
 Moment = Annotated[datetime, BeforeValidator(_as_utc)]
 
 
+def _cron(value: str) -> str:
+    if not re.fullmatch(r"(@(hourly|daily|weekly|monthly|yearly))|([0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4})", value):
+        raise ValueError(f"{value!r} is not a cron expression of five fields")
+    return value
+
+
+Cron = Annotated[str, AfterValidator(_cron)]  # five fields of digits, names and `* , - / #`, or a name like `@daily`
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -85,7 +103,7 @@ class IngestSettings(_Strict):
     connection: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
     start: Moment
     every: Literal["month", "week", "day"]
-    schedule: str | None = None
+    schedule: Cron | None = None
     owner: str | None = None
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
 
@@ -99,29 +117,12 @@ class IngestSettings(_Strict):
             for name, body in value.items()
         }
 
-    @field_validator("schedule")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        return check_cron(value) if value is not None else None
-
-
-def check_cron(value: str) -> str:
-    """Return the cron expression if it has five fields of digits, names and ``* , - /``; a ValueError otherwise."""
-    if not re.fullmatch(r"(@(hourly|daily|weekly|monthly|yearly))|([0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4})", value):
-        raise ValueError(f"{value!r} is not a cron expression of five fields")
-    return value
-
 
 class ScheduleSettings(_Strict):
     """When a model is retrained: at times (cron), when new data has arrived, or both."""
 
-    cron: str | None = None
+    cron: Cron | None = None
     data: bool = False
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        return check_cron(value) if value is not None else None
 
 
 class GateRule(_Strict):
@@ -166,36 +167,21 @@ class DemoSettings(_Strict):
 class SyncSettings(_Strict):
     """When MLflow and the lineage consumer are brought up to git: a cron expression, or never."""
 
-    schedule: str | None = "*/15 * * * *"
-
-    @field_validator("schedule")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        return check_cron(value) if value is not None else None
+    schedule: Cron | None = "*/15 * * * *"
 
 
 class AuditSettings(_Strict):
     """When the champions, and the versions that went longest without a verdict, are rebuilt: cron, or never."""
 
-    schedule: str | None = "0 3 * * 0"
+    schedule: Cron | None = "0 3 * * 0"
     timeout_minutes: float = Field(default=360.0, gt=0)
-
-    @field_validator("schedule")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        return check_cron(value) if value is not None else None
 
 
 class DoctorSettings(_Strict):
     """When the doctor looks, and after how many days `--fix` removes the refs of runs that made no version."""
 
-    schedule: str | None = "0 6 * * *"
+    schedule: Cron | None = "0 6 * * *"
     keep_runs_days: float = Field(default=90.0, ge=0)
-
-    @field_validator("schedule")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        return check_cron(value) if value is not None else None
 
 
 class Params(_Strict):

@@ -49,17 +49,15 @@ class EnvironmentLock:
         return hashlib.sha256(self.python.encode() + b"\n" + self.requirements).hexdigest()
 
     @property
-    def _lines(self) -> list[str]:
-        return self.requirements.decode().splitlines()
-
-    @property
     def packages(self) -> tuple[str, ...]:
         """The pinned packages (`name==version`) that are installed for this Python on this machine."""
         from packaging.requirements import Requirement
 
         full = self.python if self.python.count(".") == 2 else f"{self.python}.0"
         here = {"python_version": ".".join(self.python.split(".")[:2]), "python_full_version": full}
-        lines = [line.removesuffix("\\").partition(" --")[0].strip() for line in self._lines]
+        lines = [
+            line.removesuffix("\\").partition(" --")[0].strip() for line in self.requirements.decode().splitlines()
+        ]
         wanted = [Requirement(line) for line in lines if line[:1].isalnum()]
         applying = [item for item in wanted if item.marker is None or item.marker.evaluate(here)]
         return tuple(f"{item.name}{item.specifier}" for item in applying)

@@ -7,7 +7,6 @@ on a ref of its own (`refs/scores/...`) that never becomes a version.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from retrace.errors import RetraceError
 from retrace.git import ABSENT, Mirror, RefMoved, RefUpdate, escape_ref_part, message
 from retrace.lineage import event
 from retrace.lineage.jobs import documentation
-from retrace.register import gate_facts, holdout_metrics, registered, snapshot_facts
+from retrace.register import gate_facts, holdout, holdout_metrics, registered, snapshot_facts
 from retrace.runs import COMPLETE, SNAPSHOT, Task, chain, end_of, params_at, project_of, raw_files, with_data
 from retrace.stage import StageCall, run_stage
 from retrace.verify import require, require_holder
@@ -150,24 +149,26 @@ def _champion_metrics(
     follow: Callable[[str], None] | None,
 ) -> dict[str, float]:
     """The champion's metrics on the candidate's holdout: as recorded if it was the same, else by scoring it."""
-    wanted = _holdout(mirror, version.commit, version.model)
+    wanted = holdout(mirror, version.commit, version.model)
     if not wanted:
         raise HoldoutMismatch(
             f"reports/{version.model}/holdout.json is not in commit {version.commit[:8]}, so that {version.name} "
             "cannot be compared with the champion; the evaluate stage must write it"
         )
     commit = champion.commit
-    ticket = verdicts.forgotten(mirror, [champion]).get(champion.name)
-    if ticket is not None and _holdout(mirror, commit, version.model) != wanted:
-        raise HoldoutMismatch(
-            f"{champion.name} was forgotten on request {ticket} and cannot be scored on the data of {version.name}; if "
-            f"that is good enough, promote it by hand: retrace promote {version.name} --because TEXT"
-        )
-    if _holdout(mirror, commit, version.model) != wanted:
+    found = holdout(mirror, commit, version.model)
+    if found != wanted:
+        ticket = verdicts.ticket_of(mirror, champion)
+        if ticket is not None:
+            raise HoldoutMismatch(
+                f"{champion.name} was forgotten on request {ticket} and cannot be scored on the data of "
+                f"{version.name}; if that is good enough, promote it by hand: retrace promote {version.name} --because "
+                "TEXT"
+            )
         if follow is not None:
             follow(f"scores {champion.name} on the new holdout")
         commit = score(settings, task, champion, version.commit, params.models[version.model].timeout_minutes * 60)
-    found = _holdout(mirror, commit, version.model)
+        found = holdout(mirror, commit, version.model)
     if found != wanted:
         raise HoldoutMismatch(
             f"{champion.name} and {version.name} were not scored on the same holdout ({_difference(found, wanted)}): "
@@ -175,11 +176,6 @@ def _champion_metrics(
             f"another way, and promote by hand: retrace promote {version.name} --because TEXT"
         )
     return holdout_metrics(mirror, commit, version.model)
-
-
-def _holdout(mirror: Mirror, commit: str, model: str) -> dict[str, object]:
-    content = mirror.read(commit, f"reports/{model}/holdout.json")
-    return dict(json.loads(content)) if content is not None else {}
 
 
 def _difference(found: dict[str, object], wanted: dict[str, object]) -> str:

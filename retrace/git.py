@@ -198,10 +198,6 @@ class Git:
         blobs = self.out("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=request).splitlines()
         return dict(zip(contents, blobs, strict=True))
 
-    def write_blob(self, content: bytes) -> str:
-        """Store a file's bytes and return the blob's id."""
-        return self.out("hash-object", "-w", "--stdin", stdin=content)
-
     def write_tag(self, name: str, target: str, message: str, sign: Callable[[bytes], bytes] | None = None) -> str:
         """Write an annotated tag object (no ref yet), signed by `sign` if that is given, and return its id."""
         tagger = self.out("var", "GIT_COMMITTER_IDENT", environment=self._identity())

@@ -33,7 +33,7 @@ def promote_version(settings: Settings, name: str, because: str) -> Iterator[str
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
     version = versions.find(mirror, name)
-    ticket = verdicts.forgotten(mirror, [version]).get(version.name)
+    ticket = verdicts.ticket_of(mirror, version)
     if ticket is not None:
         raise VersionForgotten(
             f"{version.name} was forgotten on request {ticket}: its files are gone and nobody can serve it; promote "

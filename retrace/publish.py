@@ -24,6 +24,7 @@ from retrace.published import VERDICT, VERDICT_WHEN, Artifact, Dataset, Entry, E
 from retrace.record import RawDataset, Record, read_record
 from retrace.register import registered
 from retrace.registry import Registry
+from retrace.tombstones import tombstones
 from retrace.verdicts import Verdict
 from retrace.verify import require, require_holder
 from retrace.versions import Version
@@ -105,7 +106,8 @@ def _model_output(record: Record) -> tuple[str, Fingerprint]:
 def _model_file(settings: Settings, mirror: Mirror, record: Record, path: str, wanted: Fingerprint) -> Iterator[Path]:
     """The model file, from this machine's cache or the remote, after its hash matched the record."""
     cached = object_path(settings.cache, wanted.md5)
-    if cached.is_file() and hash_file(cached).sha256 == wanted.sha256:
+    forgotten = wanted.md5 in tombstones(mirror)
+    if not forgotten and cached.is_file() and hash_file(cached).sha256 == wanted.sha256:
         yield cached
         return
     version = record.version

@@ -56,6 +56,13 @@ def holdout_metrics(git: Git, commit: str, model: str) -> dict[str, float]:
     return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
+def holdout(git: Git, commit: str, model: str) -> dict[str, Any]:
+    """What `reports/<model>/holdout.json` says of the rows that a commit's metrics are on; nothing without it."""
+    content = git.read(commit, f"reports/{model}/holdout.json")
+    found = json.loads(content) if content is not None else {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
 def register(settings: Settings, task: Task, commit: str) -> Registered:
     """Tag the commit as the model's next version; or find the version that this run, or the same inputs, made before.
 

@@ -132,7 +132,7 @@ def run_reproduce(settings: Settings, name: str, *, vary: bool, keep: bool, as_j
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
-    ticket = verdicts.forgotten(mirror, [version]).get(version.name)
+    ticket = verdicts.ticket_of(mirror, version)
     if ticket is not None:
         return _forgotten(version, ticket, as_json)
     say(f"{version.name}  commit {version.commit[:8]}, made {version.created:%Y-%m-%d}")

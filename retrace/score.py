@@ -23,7 +23,7 @@ from retrace.git import Git, Mirror, escape_ref_part
 from retrace.lineage import event
 from retrace.progress import overwritten
 from retrace.reader import last_day
-from retrace.register import holdout_metrics
+from retrace.register import holdout, holdout_metrics
 from retrace.runs import DataCommit, NoData, Run, Task, data_as_of, data_commits, params_at, raw_files
 from retrace.versions import Version
 
@@ -88,8 +88,8 @@ def score(settings: Settings, mirror: Mirror, version: Version, data: str) -> Sc
         commit=made,
         own=holdout_metrics(mirror, version.commit, version.model),
         other=holdout_metrics(mirror, made, version.model),
-        own_holdout=_holdout(mirror, version.commit, version.model),
-        other_holdout=_holdout(mirror, made, version.model),
+        own_holdout=holdout(mirror, version.commit, version.model),
+        other_holdout=holdout(mirror, made, version.model),
         spans=_spans(mirror, commit, own.datasets),
     )
 
@@ -129,12 +129,6 @@ def _check(git: Git, version: Version, commit: str, through: datetime | None) ->
             f"the data of {commit[:12]} (through {last_day(through)}) is older than that of {version.name} (through "
             f"{last_day(version.through)}), which may have learned from it; name a newer commit, or {LATEST}"
         )
-
-
-def _holdout(git: Git, commit: str, model: str) -> dict[str, Any]:
-    content = git.read(commit, f"reports/{model}/holdout.json")
-    found = json.loads(content) if content is not None else {}
-    return dict(found) if isinstance(found, dict) else {}
 
 
 def _spans(git: Git, commit: str, datasets: tuple[str, ...]) -> dict[str, str]:

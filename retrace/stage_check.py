@@ -15,8 +15,8 @@ from retrace.rebuild import raw
 from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.declared import of_checkout, outputs_of
 from retrace.rebuild.sandbox import kinds
-from retrace.rebuild.stage import Surroundings, disk_full_told
-from retrace.rebuild.twice import run_twice, take_over
+from retrace.rebuild.stage import Surroundings, disk_full_told, take_over
+from retrace.rebuild.twice import run_twice
 from retrace.rebuild.view import clear
 from retrace.runs import code_commit, data_as_of, with_data
 from retrace.workspace import workspace
@@ -55,7 +55,7 @@ def check_stages(settings: Settings, follow: Callable[[str], None]) -> list[str]
             follow(f"runs {stage.address} twice")
             outcome, said = run_twice(space.path, stage, around)
             found += said
-            if not take_over(space.path, stage, outcome):
+            if not take_over(space.path, stage, outcome, linked=False):
                 broken |= set(stage.outputs)
         hidden = places(settings, (space.site_cache, "."), (space.path, "."))
         return [hide(text, hidden) for text in found]

@@ -60,6 +60,12 @@ def newest(git: Git, known: Iterable[Version]) -> dict[str, Verdict]:
     return {verdict.version: verdict for verdict in found if tags.get(verdict.version) == verdict.tag_object}
 
 
+def ticket_of(git: Git, version: Version) -> str | None:
+    """The request on which a version's data was forgotten, if it was."""
+    said = verdicts(git, version)
+    return said[-1].ticket if said else None
+
+
 def forgotten(git: Git, known: Iterable[Version]) -> dict[str, str]:
     """Version name -> the request on which its data was forgotten, of those that can never be rebuilt or served."""
     return {name: found.ticket for name, found in newest(git, known).items() if found.ticket is not None}

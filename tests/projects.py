@@ -35,6 +35,11 @@ def day(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
+def write_blob(repository: Git, content: bytes) -> str:
+    """Store a file's bytes; the blob's id."""
+    return repository.out("hash-object", "-w", "--stdin", stdin=content)
+
+
 def git(folder: Path, *arguments: str) -> str:
     """Run git as a user would, with an identity of the test's own."""
     identity = ["-c", "user.name=Ann", "-c", "user.email=ann@example.com"]

@@ -18,6 +18,7 @@ from events import check
 from projects import Project, day
 
 from retrace import lease, verdicts, versions
+from retrace.checkout import checkout_version
 from retrace.dvcfiles import lock_entries, object_path, output_md5s
 from retrace.errors import RetraceError
 from retrace.forget import NoCondition, RecordMoved, TicketRefused, UnknownDataset, forget, run_forget
@@ -29,7 +30,7 @@ from retrace.gate import HoldoutMismatch, gate
 from retrace.git import Git
 from retrace.process import Forgotten
 from retrace.promote import VersionForgotten, promote_version
-from retrace.publish import publish_model
+from retrace.publish import entry_of, publish_model
 from retrace.pull import pull_data
 from retrace.register import register
 from retrace.registry import prepare
@@ -283,6 +284,25 @@ def test_another_machines_cache_brings_nothing_back(
         next(md5 for md5, stone in stones.items() if stone.path == "data/features/beta")
         not in (stored(project)["cache"])
     )
+
+
+def test_another_machines_cache_gives_a_checkout_no_records_either(
+    forgotten: Project, with_the_person: Project, tmp_path: Path
+) -> None:
+    project = forgotten.copy(tmp_path / "project")
+    shutil.rmtree(project.settings.cache)
+    shutil.copytree(with_the_person.settings.cache, project.settings.cache)
+    with pytest.raises(Forgotten, match=rf"checkout of alpha@v2: .* was removed on request {TICKET}"):
+        checkout_version(project.settings, "alpha@v2", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    version = versions.find(project.mirror, "alpha@v2")
+    with (
+        pytest.raises(Forgotten, match=rf"publication of alpha@v2: .* was removed on request {TICKET}"),
+        entry_of(project.settings, project.mirror, version),
+    ):
+        pass
+    checkout_version(project.settings, "alpha@v1", tmp_path / "there")
+    assert PERSON not in (tmp_path / "there" / "reports/alpha/serving.json").read_text()
 
 
 def test_an_ingestion_does_not_bring_the_records_back(forgotten: Project, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from projects import git
+from projects import git, write_blob
 
 from retrace.git import (
     ABSENT,
@@ -212,7 +212,7 @@ def test_an_origin_that_is_away_is_named_without_its_password(tmp_path: Path) ->
 def test_a_commit_is_written_without_a_work_tree(mirror: Mirror) -> None:
     main = mirror.resolve("refs/heads/main")
     assert main is not None
-    blob = mirror.write_blob(b"by id")
+    blob = write_blob(mirror, b"by id")
     commit = mirror.write_commit(main, {"file": None, "b/c": b"\x00\xff", "a b": blob}, [main], "title\n\nKey: v\n")
     assert set(mirror.files(commit)) == {"b/c", "a b"}
     assert mirror.read_many([f"{commit}:b/c", f"{commit}:a b", f"{commit}:none", "0" * 40]) == [

@@ -33,7 +33,7 @@ from forgeries import (
     with_lock,
     with_program,
 )
-from projects import ROOT, Project, git
+from projects import ROOT, Project, git, write_blob
 from views import KINDS, processes_in, small_disk
 
 from retrace import verdicts, versions
@@ -556,7 +556,7 @@ def test_a_link_out_of_the_repository_is_not_followed(trained: Project, tmp_path
     (tmp_path / "precious/alpha/thesis.tex").touch()
     mirror = trained.mirror
     first = versions.find(mirror, "alpha@v1").commit
-    link = mirror.write_blob(str(tmp_path / "precious").encode())
+    link = write_blob(mirror, str(tmp_path / "precious").encode())
     index = {"GIT_INDEX_FILE": str(tmp_path / "index")}
     mirror.out("read-tree", first, environment=index)
     mirror.out("update-index", "--add", "--cacheinfo", f"120000,{link},data/features", environment=index)

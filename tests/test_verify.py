@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from handmade import finish
-from projects import Project, git
+from projects import Project, git, write_blob
 from remotes import credentials
 from servers import S3Server
 from signing import BLOCK, COLLIDING, Keys, Signed, make_key, make_signed
@@ -208,17 +208,17 @@ def test_text_that_was_added_to_a_signed_tag_is_found(signed: Signed, verify: An
 
 
 def test_a_replace_ref_changes_nothing_and_is_told(signed: Signed, verify: Any) -> None:
-    bad = signed.git.write_blob(b"{}")
+    bad = write_blob(signed.git, b"{}")
     metrics = git(signed.project.root, "rev-parse", f"{signed.version.commit}:metrics/alpha.json")
     for repository in (signed.git, Git(signed.project.settings.mirror)):
-        target = repository.write_blob(b"{}")
+        target = write_blob(repository, b"{}")
         repository.out("update-ref", f"refs/replace/{metrics}", target)
     assert git(signed.project.root, "show", f"{signed.version.commit}:metrics/alpha.json") == "{}"
     said = verify(signed)
     assert (said.code, said.outcome("replaced")) == (1, "fails")
     assert said.outcomes("signature", "record", "objects") == {"holds"}
     signed.git.out("update-ref", "-d", f"refs/replace/{metrics}")
-    signed.git.out("update-ref", f"refs/replace/{bad}", signed.git.write_blob(b"of no version"))
+    signed.git.out("update-ref", f"refs/replace/{bad}", write_blob(signed.git, b"of no version"))
     assert verify(signed).code == 0
 
 

@@ -26,8 +26,8 @@ from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.culprits import culprits
 from retrace.rebuild.declared import Declared, of_lock, outputs_of
 from retrace.rebuild.sandbox import Kind
-from retrace.rebuild.stage import Outcome, Surroundings, run
-from retrace.rebuild.view import clear, place
+from retrace.rebuild.stage import Outcome, Surroundings, run, take_over
+from retrace.rebuild.view import clear
 from retrace.record import Record, read_record
 from retrace.versions import Version
 from retrace.workspace import Workspace
@@ -142,8 +142,9 @@ class _Rebuild:
         around = Surroundings(
             self.space.site_cache, folder, self.result.sandbox, self.result.conditions, self.logs, minutes * 60
         )
+        files = record.files()
         for stage in stages:
-            if not self._stage(stage, around, record.files()):
+            if not self._stage(stage, around, files):
                 break
         self._judge_metrics(facts)
 
@@ -231,11 +232,7 @@ class _Rebuild:
         self.result.stages.append(StageOutcome(stage, outcome.seconds, departures, undeclared=undeclared))
         said = "identical" if not departures else "differs: " + ", ".join(item.path for item in departures)
         self.follow(stage.name, f"{outcome.seconds:6.1f} s  {said}")
-        for path in stage.outputs:
-            if not (outcome.view / path).exists():
-                return False
-            place(outcome.view / path, self.space.path / path, linked=self.result.sandbox != "view")
-        return True
+        return take_over(self.space.path, stage, outcome, linked=self.result.sandbox != "view")
 
     def _failure(self, stage: Declared, outcome: Outcome) -> str:
         ended = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"ended with code {outcome.code}"

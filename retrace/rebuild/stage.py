@@ -95,6 +95,15 @@ def run(tree: Path, stage: Declared, around: Surroundings) -> Outcome:
     return Outcome(code, said, seconds, tuple(undeclared), place)
 
 
+def take_over(tree: Path, stage: Declared, outcome: Outcome, linked: bool) -> bool:
+    """Put what a stage made into the tree for the stages after it; whether all of it is there."""
+    for path in stage.outputs:
+        if not (outcome.view / path).exists():
+            return False
+        view.place(outcome.view / path, tree / path, linked=linked)
+    return True
+
+
 def _refuse_failure_of_the_machine(stage: Declared, said: str, *places: Path) -> None:
     if _DISK_FULL in said or any(shutil.disk_usage(place).free < _ROOM for place in places):
         raise DiskFull(f"no space left on this machine while {stage.address} was rebuilt; free some and run this again")

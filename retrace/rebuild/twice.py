@@ -10,7 +10,6 @@ from retrace.rebuild.conditions import varied
 from retrace.rebuild.culprits import culprits
 from retrace.rebuild.declared import Declared
 from retrace.rebuild.stage import Outcome, Surroundings, run
-from retrace.rebuild.view import place
 
 _SAID = 300
 
@@ -35,12 +34,3 @@ def run_twice(tree: Path, stage: Declared, around: Surroundings) -> tuple[Outcom
 
 def _oid(path: Path) -> str | None:
     return oid_of(path) if path.exists() else None
-
-
-def take_over(tree: Path, stage: Declared, outcome: Outcome) -> bool:
-    """Put what a stage made into the tree for the stages after it; whether all of it is there."""
-    for path in stage.outputs:
-        if not (outcome.view / path).exists():
-            return False
-        place(outcome.view / path, tree / path, linked=False)
-    return True
