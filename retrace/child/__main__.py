@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from retrace.child.purge import purge
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.stage_run import StageRun
 from retrace.child.store import Store
+from retrace.child.tame import leave_remotes_as_they_are, note_partial_copies, read_yaml_faster, tame_s3_client
 
 
 def _die_with_parent() -> None:
@@ -73,60 +73,6 @@ _OPERATIONS = {
 }
 
 
-def _tame_s3_client() -> None:
-    """One retry each for the two layers that retry by themselves; Airflow's retry is the one that is seen."""
-    os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")
-    if "s3fs" in sys.modules:
-        sys.modules["s3fs"].S3FileSystem.retries = 2
-
-
-def _note_partial_copies() -> list[str]:
-    """DVC leaves a half-made copy in the cache when the disk is full: note the names that it gives to such files."""
-    from dvc_objects.fs import local, utils
-
-    names: list[str] = []
-    make_name = utils.tmp_fname
-
-    def noted(prefix: str = "") -> str:
-        name: str = make_name(prefix)
-        names.append(os.path.basename(name))
-        return name
-
-    utils.tmp_fname = local.tmp_fname = noted  # type: ignore[attr-defined]
-    return names
-
-
-def _leave_remotes_as_they_are() -> None:
-    """DVC deletes an object of a remote that it finds corrupt, even where it only looks: that destroys evidence.
-
-    To look is to see that an object is there; what is fetched is hashed before it is used. What is written is checked,
-    and removed where the bytes did not arrive, as before.
-    """
-    from dvc_data.hashfile import db
-    from dvc_data.hashfile.meta import Meta
-
-    make_odb: Callable[..., Any] = db.get_odb  # by now of remotes only: the cache has been made
-
-    def made(fs: Any, path: str, **config: Any) -> Any:
-        odb = make_odb(fs, path, **config)
-        check, add = odb.check, odb.add
-
-        def look(oid: str, check_hash: bool = True, _info: dict[str, Any] | None = None) -> Any:
-            return Meta.from_info(_info or odb.fs.info(odb.oid_to_path(oid)))
-
-        def write(*arguments: Any, **options: Any) -> Any:
-            odb.check = check
-            try:
-                return add(*arguments, **options)
-            finally:
-                odb.check = look
-
-        odb.check, odb.add = look, write
-        return odb
-
-    db.get_odb = made
-
-
 def _remove_partial_copies(repo: Any, names: list[str]) -> None:
     for path in Path(repo.cache.local.path).glob("*/*.tmp"):
         if path.name in names:
@@ -147,11 +93,12 @@ def main() -> None:
     try:
         if request["remote"]["endpoint"] is not None:
             import s3fs  # noqa: F401
-        _tame_s3_client()
+        tame_s3_client()
+        read_yaml_faster()
         repo = Repo(".")
         repo.scm_context.quiet = True
-        partial_copies = _note_partial_copies()
-        _leave_remotes_as_they_are()
+        partial_copies = note_partial_copies()
+        leave_remotes_as_they_are()
         store = Store(repo, request, reporter)
         try:
             result = _OPERATIONS[request["operation"]](repo, store, request, reporter)
