@@ -16,6 +16,7 @@ from projects import STAGES, Project, day
 
 from retrace.lineage import event
 from retrace.runs import COMPLETE, chain
+from retrace.verdicts import IDENTICAL, newest
 from retrace.versions import Version, champions, versions
 
 PATIENCE = 300.0
@@ -23,14 +24,15 @@ TASKS = {"snapshot", *STAGES, "register", "gate", "publish", "cleanup"}
 
 
 class Scene:
-    """A scheduler that has lived through ingestion, retrains and a backfill; tests look at what it left.
+    """A scheduler that has lived through ingestion, retrains, a backfill, an audit and a doctor's visit; tests look at
+    what it left.
 
     alpha asks for new data, gamma for new data and a date in each month, beta for nothing.
     """
 
     def __init__(self, project: Project, server: AirflowServer) -> None:
         self.project, self.server = project, server
-        server.wait_for_dags("ingest", "alpha", "beta", "gamma")
+        server.wait_for_dags("ingest", "alpha", "beta", "gamma", "audit", "doctor")
         self.import_errors = server.import_errors()
         server.unpause("ingest", "alpha", "beta", "gamma")
         self.wait("the scheduled run to take its data", self.scheduled_has_its_data)
@@ -47,6 +49,9 @@ class Scene:
         self.wait("the backfill", lambda: len(self.ended("gamma", "backfill")) == 2)
         server.wait_for_runs("ingest", 2, PATIENCE)
         server.wait_for_runs("beta", 1, PATIENCE)
+        for name in ("audit", "doctor"):
+            server.unpause(name)
+            server.wait_for_runs(name, 1, PATIENCE)
 
     asked = ("alpha", "gamma")
 
@@ -165,6 +170,22 @@ def test_what_may_pass_is_retried_and_bad_data_is_not(scene: Scene) -> None:
 def test_every_run_cleans_up(scene: Scene) -> None:
     assert list(scene.project.settings.workspaces.iterdir()) == []
     assert [item for item in left_behind(scene.project) if item.startswith("refs/locks/")] == []
+
+
+def test_the_audit_rebuilds_what_is_due_on_its_schedule(scene: Scene) -> None:
+    (run,) = scene.server.runs("audit")
+    assert (run.run_type, run.state) == ("scheduled", "success")
+    assert scene.server.task_states("audit", run.run_id) == dict.fromkeys(("alpha", "beta", "gamma"), "success")
+    found = newest(scene.project.mirror, versions(scene.project.mirror))
+    champion = champions(scene.project.mirror)["gamma", "champion"].name
+    assert {name: verdict.verdict for name, verdict in found.items()} == dict.fromkeys(
+        ("alpha@v1", "gamma@v1", champion), IDENTICAL
+    )
+
+
+def test_the_doctor_finds_all_well_on_its_schedule(scene: Scene) -> None:
+    (run,) = scene.server.runs("doctor")
+    assert (run.run_type, run.state) == ("scheduled", "success")
 
 
 def test_the_commit_names_the_run_that_airflow_told_of(scene: Scene) -> None:
