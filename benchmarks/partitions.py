@@ -21,7 +21,6 @@ from retrace.partition import arrow_schema, write_partition
 BEGIN = datetime(2013, 1, 1, tzinfo=UTC)
 CONDITION = "tail_number = 'N14228'"
 SOUGHT_EVERY = 10  # in every tenth partition the condition holds, for one row
-_ROWS = 300
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,10 @@ def invented(name: str, days: int) -> Partitions:
     )
 
 
-def real(settings: DatasetSettings, days: int, scratch: Path, cache: Path) -> Partitions:
+def real(settings: DatasetSettings, days: int, rows: int, scratch: Path, cache: Path) -> Partitions:
     """Partitions that are in DVC's cache as Retrace's ingestion writes them; they differ in one value."""
     schema = arrow_schema(settings)
-    columns = {field.name: [_value(field.type, row) for row in range(_ROWS)] for field in schema}
+    columns = {field.name: [_value(field.type, row) for row in range(rows)] for field in schema}
     table = pyarrow.table(columns, schema=schema)
     place = next(index for index, field in enumerate(schema) if field.type == pyarrow.float64())
     items = []

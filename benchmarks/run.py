@@ -42,6 +42,7 @@ FIGURES: dict[str, Callable[[Laboratory], list[Table]]] = {
     "reproduce": time_machine.measure_reproduce,
     "checkout": time_machine.measure_checkout,
     "thousand_versions": time_machine.measure_questions,
+    "search": time_machine.measure_search,
 }
 EXTRA = {"long": retrain_vs_shell.measure_long}  # six minutes
 

@@ -34,6 +34,8 @@ from retrace.links import cloned
 OVERHEAD, CHECKOUT, QUESTION = 0.05, 1.3, 0.3
 _BEFORE = 999  # partitions before the first version's own: from the first version on there are a thousand
 _VERDICT_EVERY = 5
+_ROWS, _MANY_ROWS = 300, 10_000  # in a partition
+_WHERE, _ALONE = "`retrace impact --where`", "DuckDB alone"
 
 
 def measure_reproduce(laboratory: Laboratory) -> list[Table]:
@@ -120,35 +122,55 @@ def measure_questions(laboratory: Laboratory) -> list[Table]:
     """What is asked of git alone, among a thousand versions of a thousand partitions."""
     folder = laboratory.folder / "thousand"
     tell(f"thousand_versions: making {VERSIONS} versions of {_BEFORE + 1} to {_BEFORE + VERSIONS} partitions")
-    datasets = _partitions(folder, laboratory.folder / "scratch")
+    datasets = _partitions(folder, laboratory.folder / "scratch", _ROWS)
     size = make(folder, datasets, _VERDICT_EVERY)
     _refuse_untrue(folder, datasets)
-    searched = _bare_scan(folder, datasets[0])
-    where = "`retrace impact --where`"
     commands = {
         **{f"`retrace {' '.join(command)}`": [tool("retrace"), *command] for command in _questions(datasets[0])},
-        where: [tool("retrace"), "impact", "--where", CONDITION, "--dataset", datasets[0].name],
-        "DuckDB alone": [sys.executable, str(searched)],
+        **_searches(folder, datasets[0]),
     }
     start = "`retrace --help`: Python and the command's own start"
     times = _timed(laboratory, folder, {start: [tool("retrace"), "--help"], **commands})
     begun = median(times[start])
     over = {name: median(taken) - begun for name, taken in times.items()}
     rows = [(name, seconds(taken), f"{over[name]:.2f}" if name in commands else "") for name, taken in times.items()]
-    late = [name for name in commands if name not in (where, "DuckDB alone") and over[name] > QUESTION]
+    late = [name for name in commands if name not in (_WHERE, _ALONE) and over[name] > QUESTION]
     told = f"at most {QUESTION:g} s beyond the start" + (f"; not so {', '.join(late)}" if late else "")
     notes = [
         limit(not late, told),
-        f"{where} takes {_times_as_long(times[where], times['DuckDB alone'])} what DuckDB alone does, whole commands; "
-        f"both read {len(datasets[0].items)} partitions and count the rows of each",
+        _compared(times, datasets[0], _ROWS),
         f"{VERSIONS} versions, {VERSIONS // _VERDICT_EVERY} verdicts, {len(datasets)} datasets of {_BEFORE + 1} to "
         f"{_BEFORE + VERSIONS} partitions, {_BEFORE + VERSIONS} data commits, {megabytes(size)} of git; no index",
     ]
     return [Table("Asking about a thousand versions (s)", ("", "median (from, to)", "beyond the start"), rows, notes)]
 
 
-def _times_as_long(taken: Sequence[float], other: Sequence[float]) -> str:
-    return f"{median(taken) / median(other):.2f} times"
+def measure_search(laboratory: Laboratory) -> list[Table]:
+    """The search of records where there are many: what is fixed for a command weighs less."""
+    folder = laboratory.folder / "searched"
+    tell(f"search: making {_BEFORE + VERSIONS} partitions of {_MANY_ROWS} rows")
+    datasets = _partitions(folder, laboratory.folder / "scratch", _MANY_ROWS)
+    make(folder, datasets)
+    times = _timed(laboratory, folder, _searches(folder, datasets[0]))
+    rows = [(name, seconds(taken)) for name, taken in times.items()]
+    return [
+        Table("Searching records (s)", ("", "median (from, to)"), rows, [_compared(times, datasets[0], _MANY_ROWS)])
+    ]
+
+
+def _searches(folder: Path, dataset: Partitions) -> dict[str, list[str]]:
+    """The same search by Retrace, and by DuckDB alone, which is told where the objects are."""
+    return {
+        _WHERE: [tool("retrace"), "impact", "--where", CONDITION, "--dataset", dataset.name],
+        _ALONE: [sys.executable, str(_bare_scan(folder, dataset))],
+    }
+
+
+def _compared(times: Mapping[str, Sequence[float]], dataset: Partitions, rows: int) -> str:
+    return (
+        f"{_WHERE} takes {median(times[_WHERE]) / median(times[_ALONE]):.2f} times what DuckDB alone does, whole "
+        f"commands; both read {len(dataset.items)} partitions of {rows} rows and count the rows of each"
+    )
 
 
 def _questions(flights: Partitions) -> list[list[str]]:
@@ -179,11 +201,13 @@ def _timed(laboratory: Laboratory, folder: Path, commands: Mapping[str, Sequence
     return times
 
 
-def _partitions(folder: Path, scratch: Path) -> list[Partitions]:
+def _partitions(folder: Path, scratch: Path, rows: int) -> list[Partitions]:
     """Every dataset of params.yaml, its objects in the cache of the project that is to be in `folder`."""
     cache = folder / "var/cache"
     params = parse_params((ROOT / "params.yaml").read_text())
-    datasets = [real(settings, _BEFORE + VERSIONS, scratch, cache) for settings in params.ingest.datasets.values()]
+    datasets = [
+        real(settings, _BEFORE + VERSIONS, rows, scratch, cache) for settings in params.ingest.datasets.values()
+    ]
     for dataset in datasets:
         store_listings(dataset, _BEFORE + 1, cache)
     shutil.rmtree(scratch)
