@@ -209,7 +209,19 @@ def test_a_stage_that_does_not_keep_to_its_declaration_is_refused(
         assert str(raised.value) == text
     assert states(project, "one") == [("snapshot", COMPLETE), *[("validate@alpha", FAILED)] * 2]
     assert nothing_left(project)
-    assert objects(project) == stored
+    left = objects(project)
+    if action == "edit-input" and os.geteuid() != 0:  # through a hard link, into this machine's cache
+        (edited,) = stored.keys() - left.keys()
+        assert edited.startswith("cache/")
+        del stored[edited]
+    assert left == stored
+
+
+def test_a_link_more_to_an_input_is_no_change_of_it(project: Project) -> None:
+    """Where inputs are hard links to the cache, every other job that has the same data makes one."""
+    project.act("alpha", "validate", "link-input")
+    project.stage("alpha", "one", "validate", project.snapshot("alpha", "one"))
+    assert states(project, "one") == [("snapshot", COMPLETE), ("validate@alpha", COMPLETE)]
 
 
 def objects(project: Project) -> dict[str, str]:

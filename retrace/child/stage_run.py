@@ -15,13 +15,15 @@ from typing import Any
 from retrace import yaml12
 from retrace.child.report import Failure, Reporter, disk_full
 from retrace.child.store import Store
-from retrace.hashing import hash_file
+from retrace.hashing import FileHash, hash_file
 from retrace.statistics import StatisticsFailed, kept
 
+Snapshot = dict[str, tuple[int, ...]]
 
-def _snapshot() -> dict[str, tuple[int, ...]]:
+
+def _snapshot() -> Snapshot:
     """Every file of the workspace with what changes when it is written: size, inode, modification and change time."""
-    seen: dict[str, tuple[int, ...]] = {}
+    seen: Snapshot = {}
     for parent, folders, names in os.walk("."):
         if parent == ".":
             folders[:] = [name for name in folders if name != ".git"]
@@ -32,6 +34,15 @@ def _snapshot() -> dict[str, tuple[int, ...]]:
             info = os.lstat(path)
             seen[path] = (info.st_size, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
     return seen
+
+
+def _linked_alone(path: str, before: Snapshot, after: Snapshot, hashes: dict[str, FileHash]) -> bool:
+    """Whether nothing but the time of the inode changed: an input is a hard link to this machine's cache where the file
+    system has no clones, and any other job that links the same object, or drops its link, changes that time."""
+    known = hashes.get(path)
+    if known is None or path not in before or path not in after or before[path][:-1] != after[path][:-1]:
+        return False
+    return hash_file(Path(path)).sha256 == known.sha256
 
 
 def _below(path: str, roots: list[str]) -> bool:
@@ -138,7 +149,7 @@ class StageRun:
         with ThreadPoolExecutor(1) as beside:
             described = beside.submit(self.statistics, entry)
             self.reporter.phase("check outputs")
-            self.check(before, wanted, entry)
+            self.check(before, wanted, hashes, entry)
             record = self.describe(entry)
             self.reporter.phase("push")
             self.store.push(self.request["address"], self.made(), remade=True)
@@ -177,28 +188,33 @@ class StageRun:
             cause = cause.__cause__
         return disk_full(error) or error
 
-    def check(self, before: dict[str, tuple[int, ...]], wanted: dict[str, str], entry: dict[str, Any]) -> None:
+    def check(
+        self, before: Snapshot, wanted: dict[str, str], hashes: dict[str, FileHash], entry: dict[str, Any]
+    ) -> None:
         """Refuse what the stage may not have done; a second try must not take that from the run's cache unchecked."""
         try:
-            self.refuse_side_effects(before)
+            self.refuse_side_effects(before, hashes)
             self.refuse_changed_lock(wanted, entry)
         except Failure:
             shutil.rmtree(self.request["run_cache"], ignore_errors=True)
             raise
 
-    def refuse_side_effects(self, before: dict[str, tuple[int, ...]]) -> None:
+    def refuse_side_effects(self, before: Snapshot, hashes: dict[str, FileHash]) -> None:
         """A stage may write its outputs and nothing else in the workspace."""
         allowed = [*self.outputs, "dvc.lock"]
         after = _snapshot()
         changed = sorted(
             path
             for path in before.keys() | after.keys()
-            if before.get(path) != after.get(path) and not _below(path, allowed)
+            if before.get(path) != after.get(path)
+            and not _below(path, allowed)
+            and not _linked_alone(path, before, after, hashes)
         )
         if not changed:
             return
         inputs = [dep.def_path for dep in self.stage.deps]
         edited = [path for path in changed if _below(path, inputs)]
+        self.store.discard_edited({path: hashes[path].md5 for path in edited if path in hashes})
         raise Failure("input-edited" if edited else "undeclared-write", path=(edited or changed)[0])
 
     def refuse_changed_lock(self, wanted: dict[str, str], entry: dict[str, Any]) -> None:

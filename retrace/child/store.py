@@ -188,6 +188,13 @@ class Store:
         """The md5s of all that these outputs are made of."""
         return {*made.values(), *(md5 for path, oid in made.items() for md5 in self.contents(path, oid).values())}
 
+    def discard_edited(self, files: dict[str, str]) -> None:
+        """Remove from the cache what somebody changed through a hard link (file path -> md5): the remote has it."""
+        for name, md5 in files.items():
+            place = Path(self.cache.oid_to_path(md5))
+            if os.path.exists(name) and place.exists() and place.samefile(name):
+                place.unlink()
+
     def discard_rotten(self, oids: set[str]) -> set[str]:
         """Remove those objects from the cache whose bytes are not what their name says, and return them.
 

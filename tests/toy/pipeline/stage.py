@@ -34,6 +34,8 @@ def act(action: str | None, model: str) -> None:
         path = sorted(RAW.iterdir())[0]
         path.chmod(0o644)
         path.write_bytes(path.read_bytes() + b"x")
+    if action == "link-input":
+        os.link(sorted(RAW.iterdir())[0], os.environ["RETRACE_SCRATCH"] + ".link")
     if action == "write-elsewhere":
         write("notes.txt", "surprise")
     if action == "sleep":
