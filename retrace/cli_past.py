@@ -81,7 +81,12 @@ def forget(
 
 def _condition(given: str | None) -> str | None:
     """A condition may be personal data: read from input, it stays out of the shell's history."""
-    return sys.stdin.readline().strip() if given == "-" else given
+    if given != "-":
+        return given
+    if sys.stdin.isatty():
+        print("condition: ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip()
+    return sys.stdin.read().strip()
 
 
 def _confirmed(question: str) -> str:

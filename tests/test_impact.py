@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from remotes import credentials, use_s3
 from servers import S3Server
 
 from retrace import tombstones, verdicts, versions
+from retrace.cli import app
 from retrace.config import Settings
 from retrace.dvcfiles import LOCK, entries_of, lock_entries, object_path, output_md5s, pointer_md5
 from retrace.git import Git, message
@@ -400,6 +402,44 @@ def test_what_cannot_be_searched_is_named_with_the_reason(history: History, chan
     }
     assert len(found["contents"]) == 3
     assert sum(line.startswith("not searched: ") for line in lines(changed, where="size = 1", dataset="events")) == 2
+
+
+def test_a_flipped_byte_is_found_and_counts_for_nothing(history: History, changed: Project) -> None:
+    condition = {"where": f"name = '{PERSON}'", "dataset": "events"}
+    before = asked(changed, **condition)
+    md5 = next(item["md5"] for item in before["contents"] if item["path"] == FEBRUARY)
+    stores = (changed.settings.cache, changed.settings.var / "remote")
+    rot(object_path(stores[0], md5))
+    assert asked(changed, **condition) == before, "the remote has a sound copy"
+    rot(object_path(stores[1], md5))
+    after = asked(changed, **condition)
+    assert [item["why"] for item in after["unsearchable"]] == [
+        "has other bytes on this machine than the record says; `retrace doctor --rehash` says where"
+    ]
+    assert [item for item in before["contents"] if item["md5"] != md5] == after["contents"]
+
+
+def rot(file: Path) -> None:
+    content = file.read_bytes()
+    place = len(content) // 2
+    file.chmod(0o644)
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    file.chmod(0o444)
+
+
+def test_a_condition_of_several_lines_is_read_from_input_whole(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut off after a line, a request to forget would remove other records than those that were asked for."""
+    import retrace.cli_past  # noqa: F401 - adds its commands
+
+    monkeypatch.chdir(project.root)
+    told = []
+    for condition in (f"name = '{PERSON}'\nAND size < 0\n", f"name = '{PERSON}' AND size < 0", f"name = '{PERSON}'"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(condition))
+        app(["impact", "--dataset", "events", "--where", "-"], standalone_mode=False)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] != told[2]
 
 
 def test_the_dataset_must_be_clear(history: History, project: Project, with_a_version: Project) -> None:

@@ -15,6 +15,7 @@ from retrace.config import Settings
 from retrace.dvcfiles import RAW, object_path
 from retrace.errors import RetraceError
 from retrace.git import Mirror
+from retrace.hashing import hash_file
 from retrace.manifest import Partition
 from retrace.process import Job, run_job
 from retrace.runs import code_commit
@@ -95,7 +96,7 @@ def _search(settings: Settings, holdings: Holdings, condition: str, partitions: 
     for places, absent in _batches(settings, holdings, partitions):
         unsearchable += absent
         try:
-            searched = search(condition, places)
+            searched = _sound(search(condition, places), condition, partitions, _stores(settings))
         except ConditionRefused as error:
             refused = error
             unsearchable += [(place.path, place.md5, str(error)) for place in places]
@@ -108,6 +109,40 @@ def _search(settings: Settings, holdings: Holdings, condition: str, partitions: 
     return Searched(tuple(hits), tuple(sorted(unsearchable)))
 
 
+def _sound(searched: Searched, condition: str, partitions: Sequence[Partition], stores: Sequence[Path]) -> Searched:
+    """The same, once more where a file is not what git says: by another store's copy, or told as damaged.
+
+    Only what has rows or cannot be read is hashed: to hash every file would take longer than the search.
+    """
+    met = {hit.md5 for hit in searched.hits} | {md5 for _, md5, _ in searched.unsearchable}
+    looked_at = {item.md5: item for item in partitions if item.md5 in met}
+    copies = {md5: _copies(stores, item) for md5, item in looked_at.items()}
+    damaged = {md5 for md5, files in copies.items() if files and not _is(files[0], looked_at[md5])}
+    if not damaged:
+        return searched
+    other = {md5: next((file for file in copies[md5][1:] if _is(file, looked_at[md5])), None) for md5 in damaged}
+    again = [Place(item.path, item.md5, file) for item in partitions if (file := other.get(item.md5)) is not None]
+    found = search(condition, again)
+    hits = [hit for hit in searched.hits if hit.md5 not in damaged]
+    rest = [told for told in searched.unsearchable if told[1] not in damaged]
+    lost = [(item.path, item.md5, _DAMAGED) for item in partitions if item.md5 in damaged and other[item.md5] is None]
+    return Searched((*hits, *found.hits), (*rest, *found.unsearchable, *lost))
+
+
+def _is(file: Path, item: Partition) -> bool:
+    return hash_file(file).sha256 == item.sha256
+
+
+def _copies(stores: Sequence[Path], item: Partition) -> list[Path]:
+    return [file for store in stores if (file := object_path(store, item.md5)).is_file()]
+
+
+def _stores(settings: Settings) -> list[Path]:
+    """Where objects are that can be read in place: this machine's cache, and the remote if it is a folder."""
+    remote = remote_of(settings, (settings.root / ".dvc/config").read_text())
+    return [settings.cache] if remote.folder is None else [settings.cache, remote.folder]
+
+
 Absent = list[tuple[str, str, str]]
 
 
@@ -116,8 +151,7 @@ def _batches(
 ) -> Iterator[tuple[list[Place], Absent]]:
     """Files to search at once, each with those that could not be had; first all that are on this machine."""
     forgotten = tombstones.tombstones(holdings.git)
-    remote = remote_of(settings, (settings.root / ".dvc/config").read_text())
-    stores = [settings.cache] if remote.folder is None else [settings.cache, remote.folder]
+    stores = _stores(settings)
     here: list[Place] = []
     absent: Absent = []
     elsewhere: list[Partition] = []
@@ -127,7 +161,7 @@ def _batches(
             absent.append((item.path, item.md5, f"was forgotten on request {forgotten[item.md5].ticket}"))
         elif file is not None:
             here.append(Place(item.path, item.md5, file))
-        elif remote.folder is not None:
+        elif len(stores) > 1:
             absent.append((item.path, item.md5, _LOST))
         else:
             elsewhere.append(item)
@@ -138,6 +172,7 @@ def _batches(
 
 
 _LOST = "is neither in this machine's cache nor in the DVC remote; push it from a machine that has it"
+_DAMAGED = "has other bytes on this machine than the record says; `retrace doctor --rehash` says where"
 _CORRUPT = "is in the DVC remote with other bytes than the record says; replace it from a good copy"
 
 
