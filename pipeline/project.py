@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +18,29 @@ T = TypeVar("T")
 
 class Problem(Exception):
     """What the user can put right: one sentence that says what, where, and what to do."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers and truth values, as DVC records them; PyYAML's are those of 1.1, where 010 is 8."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in ("bool", "int", "float")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node)).replace("_", "")
+        return int(text, 0) if re.match("[-+]?0[box]", text) else int(text)
+
+
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?", "-+0123456789."),
+    ("float", r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 class Strict(BaseModel):
@@ -62,17 +86,28 @@ def setting(model: str, path: str, kind: type[T]) -> T:
     """The value of `models.<model>.<path>` in params.yaml, checked against a type. Raises `Problem`."""
     where = f"models.{model}.{path}"
     try:
-        value: Any = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+        value: Any = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), Loader=_Loader)
         for key in where.split("."):
             value = value[key]
         return TypeAdapter(kind).validate_python(value)
-    except (OSError, yaml.YAMLError) as error:
-        raise Problem(f"params.yaml cannot be read: {one_line(error)}") from None
     except (KeyError, TypeError):
         raise Problem(f"params.yaml has no {where}; add it") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise Problem(f"params.yaml: {'.'.join([where, *map(str, first['loc'])])}: {first['msg']}") from None
+        keys = [where, *_keys(value, first["loc"], first["type"] == "missing")]
+        raise Problem(f"params.yaml: {'.'.join(keys)}: {first['msg']}") from None
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, text that is no UTF-8
+        raise Problem(f"params.yaml cannot be read: {one_line(error)}") from None
+
+
+def _keys(value: Any, location: tuple[int | str, ...], missing: bool) -> Iterator[str]:
+    """The keys on the way to what is wrong: pydantic puts the names of types between them where it tried several."""
+    for index, part in enumerate(location):
+        known = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if known:
+            value = value[part]
+        if known or (missing and index == len(location) - 1):
+            yield str(part)
 
 
 def one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from retrace import verdicts, versions
@@ -38,20 +38,21 @@ def due(git: Git, model: str) -> list[Version]:
     return first + sorted(others, key=last_judged)[:1]
 
 
-def audit(settings: Settings, model: str, follow: Callable[[str], None]) -> list[Verdict]:
-    """Rebuild what is due of a model; the verdicts, each of which is kept. Raises what `reproduce` may raise."""
+def audit(settings: Settings, model: str, follow: Callable[[str], None]) -> Iterator[Verdict]:
+    """Rebuild what is due of a model, one after the other; the verdicts, each of which is kept.
+
+    Raises what `reproduce` may raise.
+    """
     mirror = Mirror.open(settings.mirror, settings.origin)
     mirror.fetch_record()
-    found = []
     for version in due(mirror, model):
         follow(f"rebuilds {version.name}")
         verdict = reproduce(settings, version, mirror, lambda step, text: follow(f"{step} {text}".strip())).verdict
         follow(f"{version.name}: {verdict.verdict} {verdict.reason}".rstrip())
-        found.append(verdict)
-    return found
+        yield verdict
 
 
-def require_identical(found: list[Verdict]) -> None:
+def require_identical(found: Sequence[Verdict]) -> None:
     """Raise `NotReproduced` with all that was not made again bit for bit."""
     bad = [verdict for verdict in found if verdict.verdict != IDENTICAL]
     if bad:

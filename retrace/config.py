@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
@@ -22,6 +22,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -31,8 +33,12 @@ from retrace.errors import RetraceError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED_NAMES = frozenset({"ingest", "audit", "sync", "monitor", "doctor", "data"})
+CONNECTION = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+STAGE = re.compile(r"[a-z][a-z0-9_]*")
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MODULE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*")
+_YEAR_OF_MINUTES = 366 * 24 * 60.0
+_CENTURY_OF_DAYS = 36525.0
 
 ColumnType = Literal["string", "integer", "float", "boolean", "timestamp"]
 
@@ -49,26 +55,102 @@ def check_name(name: str) -> str:
 
 
 def _as_utc(value: object) -> object:
-    """YAML gives a date for 2013-01-01; an interval begins at midnight UTC."""
+    """YAML gives a date for 2013-01-01; an interval begins at midnight UTC.
+
+    A number is no date: pydantic would take the year 2013 for so many seconds after 1970.
+    """
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=UTC)
-    return value
+        value = _moment_of(value)
+    if not isinstance(value, datetime):
+        raise ValueError('takes a date in quotes, such as "2013-01-01"')
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _moment_of(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'{text!r} is not a date, such as "2013-01-01"') from None
 
 
 Moment = Annotated[datetime, BeforeValidator(_as_utc)]
 
 
+def _like(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    """Refuse in words a text that a pattern does not fit: pydantic would show the pattern."""
+
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"{value!r} is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+class _CronField(NamedTuple):
+    """A field of a cron expression: what it takes, as a pattern and in words."""
+
+    name: str
+    pattern: str
+    takes: str
+
+
+def _cron_items(value: str, *others: str) -> str:
+    """The pattern of a list of values, ranges and steps, and of what else may stand in it."""
+    item = "|".join([rf"(\*|({value})(-({value}))?)(/0?[1-9][0-9]?)?", *others])
+    return f"({item})(,({item}))*"
+
+
+_MONTH = "0?[1-9]|1[0-2]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_WEEKDAY = "0?[0-7]|sun|mon|tue|wed|thu|fri|sat"
+_NTH_WEEKDAY = rf"({_WEEKDAY})#[1-5]|L[0-7]"  # never together with plain weekdays: Airflow's croniter takes no mixture
+# Checked here because Airflow takes any text until a run is due, and its croniter would slow every command's start.
+_CRON_FIELDS = (
+    _CronField("minute", _cron_items("[0-5]?[0-9]"), "0 to 59"),
+    _CronField("hour", _cron_items("[01]?[0-9]|2[0-3]"), "0 to 23"),
+    _CronField("day of the month", _cron_items("0?[1-9]|[12][0-9]|3[01]", "L"), "1 to 31, or L for the last"),
+    _CronField("month", _cron_items(_MONTH), "1 to 12 or jan to dec"),
+    _CronField(
+        "weekday",
+        f"{_cron_items(_WEEKDAY)}|({_NTH_WEEKDAY})(,({_NTH_WEEKDAY}))*",
+        "0 to 7 or sun to sat, or only such as fri#2 (the second) and L5 (the last)",
+    ),
+)
+
+
 def _cron(value: str) -> str:
-    if not re.fullmatch(r"(@(hourly|daily|weekly|monthly|yearly))|([0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4})", value):
-        raise ValueError(f"{value!r} is not a cron expression of five fields")
+    if value in ("@hourly", "@daily", "@weekly", "@monthly", "@yearly"):
+        return value
+    given = re.split(" +", value)
+    if len(given) != len(_CRON_FIELDS):
+        raise ValueError(f'{value!r} is not a cron expression of five fields, such as "0 7 3 * *", or @daily')
+    for text, field in zip(given, _CRON_FIELDS, strict=True):
+        if not re.fullmatch(field.pattern, text, re.IGNORECASE | re.ASCII):
+            raise ValueError(
+                f"{value!r} is not a cron expression: its {field.name}, {text!r}, takes * or {field.takes}, and lists "
+                "(1,2), ranges (1-3) and steps (*/2) of them"
+            )
     return value
 
 
-Cron = Annotated[str, AfterValidator(_cron)]  # five fields of digits, names and `* , - / #`, or a name like `@daily`
+Cron = Annotated[str, AfterValidator(_cron)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Minutes = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=_YEAR_OF_MINUTES)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+def _bound(value: object, check: ValidatorFunctionWrapHandler) -> float | Literal["champion"]:
+    """One complaint about one value: a union of types has one for each of them."""
+    try:
+        bound: float | Literal["champion"] = check(value)
+    except ValidationError:
+        raise ValueError("takes a number, without quotes, or champion") from None
+    return bound
+
+
+Bound = Annotated[Number | Literal["champion"], WrapValidator(_bound)]
 
 
 class _Strict(BaseModel):
@@ -100,7 +182,9 @@ class DatasetSettings(_Strict):
 class IngestSettings(_Strict):
     """What ingestion fetches, from where and how often."""
 
-    connection: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    connection: Annotated[
+        str, _like(CONNECTION, "the id of an Airflow Connection here: use a letter, then letters, digits and _")
+    ]
     start: Moment
     every: Literal["month", "week", "day"]
     schedule: Cron | None = None
@@ -122,16 +206,16 @@ class ScheduleSettings(_Strict):
     """When a model is retrained: at times (cron), when new data has arrived, or both."""
 
     cron: Cron | None = None
-    data: bool = False
+    data: Switch = False
 
 
 class GateRule(_Strict):
     """One condition on a holdout metric: a number, or the champion's value on the same holdout."""
 
     metric: str
-    at_least: float | Literal["champion"] | None = None
-    at_most: float | Literal["champion"] | None = None
-    tolerance: float = Field(default=0.0, ge=0.0)
+    at_least: Bound | None = None
+    at_most: Bound | None = None
+    tolerance: Number = Field(default=0.0, ge=0.0)
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
@@ -152,15 +236,32 @@ class ModelSettings(BaseModel):
     datasets: tuple[str, ...] = Field(min_length=1)
     schedule: ScheduleSettings = ScheduleSettings()
     owner: str | None = None
-    timeout_minutes: float = Field(default=60.0, gt=0)
+    timeout_minutes: Minutes = 60.0
     gate: tuple[GateRule, ...] = ()
-    score: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = ("features", "evaluate")
+    score: tuple[
+        Annotated[str, _like(STAGE, "the name of a stage: use a letter, then letters, digits and _ (lower case)")], ...
+    ] = ("features", "evaluate")
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _times_or_data(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError('takes `cron:` and/or `data:`, such as {cron: "0 7 3 * *", data: true}')
+        return value
+
+    @field_validator("datasets")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"names {name!r} more than once")
+        return names
 
 
 class DemoSettings(_Strict):
     """What `make demo` plays: a program that fills the source, and the dates up to which data arrives."""
 
-    source: Annotated[str, Field(pattern=f"^{MODULE.pattern}$")]
+    source: Annotated[str, _like(MODULE, "the name of a module, such as pipeline.source")]
     through: tuple[Moment, ...] = Field(min_length=1)
 
 
@@ -174,14 +275,16 @@ class AuditSettings(_Strict):
     """When the champions, and the versions that went longest without a verdict, are rebuilt: cron, or never."""
 
     schedule: Cron | None = "0 3 * * 0"
-    timeout_minutes: float = Field(default=360.0, gt=0)
+    timeout_minutes: Minutes = 360.0
 
 
 class DoctorSettings(_Strict):
-    """When the doctor looks, and after how many days `--fix` removes the refs of runs that made no version."""
+    """When the doctor looks, whether it then reads every object again, and after how many days `--fix` removes the refs
+    of runs that made no version."""
 
     schedule: Cron | None = "0 6 * * *"
-    keep_runs_days: float = Field(default=90.0, ge=0)
+    keep_runs_days: Number = Field(default=90.0, ge=0, le=_CENTURY_OF_DAYS)
+    rehash: Switch = False
 
 
 class Params(_Strict):
@@ -192,7 +295,7 @@ class Params(_Strict):
     sync: SyncSettings = SyncSettings()
     audit: AuditSettings = AuditSettings()
     doctor: DoctorSettings = DoctorSettings()
-    require_signature: bool = False
+    require_signature: Switch = False
     demo: DemoSettings | None = None
 
     @model_validator(mode="after")
@@ -217,13 +320,42 @@ class UnknownModel(ConfigError):
     """A model that params.yaml does not have."""
 
 
+_MAPPING = "takes a mapping, such as {{key: value}}"
+_TEXT_AS_KEY = "this key is no text; put it in quotes"
+_IN_WORDS = {  # pydantic's types of error; {braces} are what it tells of one
+    "bool_parsing": "takes true or false",
+    "bool_type": "takes true or false, without quotes",
+    "dict_type": _MAPPING,
+    "extra_forbidden": "unknown key; remove it or correct its spelling",
+    "finite_number": "takes a finite number",
+    "float_parsing": "takes a number",
+    "float_type": "takes a number, without quotes",
+    "greater_than": "takes a number greater than {gt:g}",
+    "greater_than_equal": "takes a number of at least {ge:g}",
+    "int_parsing": "takes a whole number",
+    "invalid_key": _TEXT_AS_KEY,
+    "less_than_equal": "takes a number of at most {le:.0f}",
+    "literal_error": "takes {expected}",
+    "missing": "is missing; add it",
+    "model_type": _MAPPING,
+    "string_type": "takes a text; put it in quotes if it is one",
+    "too_short": "is empty; it takes at least one entry",
+    "tuple_type": "takes a list, such as [x]",
+    "value_error": "{error}",
+}
+
+
 def _one_line(error: ValidationError, where: str) -> str:
+    """Every key that is wrong and what it takes, in the words of params.yaml and not of Python."""
     parts = []
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown key; remove it or correct its spelling"
+        if item["type"] == "too_short" and item["input"]:
+            continue  # it counts only the entries that are right, and has complained of the others
+        *around, last = item["loc"] or ("",)
+        message = _IN_WORDS[item["type"]].format(**item.get("ctx", {})) if item["type"] in _IN_WORDS else item["msg"]
+        if last == "[key]":  # what pydantic says of a mapping's key and not of the value under it
+            (*around, last), message = around, _TEXT_AS_KEY
+        key = ".".join(map(str, (*around, last)))
         parts.append(f"{key}: {message}" if key else message)
     return f"{where}: " + "; ".join(parts)
 
@@ -270,8 +402,8 @@ class Settings(_Strict):
     mlflow_artifacts: str | None = None
     namespace: str
     marquez: str | None = None
-    patience: float = Field(default=10.0, gt=0)
-    lease_minutes: float = Field(default=120.0, gt=0)
+    patience: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    lease_minutes: float = Field(default=120.0, gt=0, le=_YEAR_OF_MINUTES)
     airflow_port: int = Field(default=8080, ge=1, le=65535)
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     stage_slots: int = Field(default=2, ge=1)

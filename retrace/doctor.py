@@ -56,10 +56,12 @@ def examine(
     *,
     fix: bool = False,
     stages: bool = False,
-    read_all: bool = False,
+    read_all: bool | None = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Section]:
     """Every subject, one after the other; `follow` hears what is being looked at.
+
+    With `read_all` every object is read again; None is for a visit on schedule, for which params.yaml says it.
 
     Services come near the end: by then most of them have been asked for something.
     """
@@ -73,7 +75,7 @@ def examine(
     yield objects(scope, needed, {md5: stone.ticket for md5, stone in stones.items()}, fix=fix)
     if stones:
         yield forgotten(scope, stones, fix=fix)
-    if read_all:
+    if scope.schedule.rehash if read_all is None else read_all:
         yield rehash(scope, needed, fix=fix)
     yield packages(scope)
     if stages:

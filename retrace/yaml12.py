@@ -7,6 +7,7 @@ DVC's own reader is written in Python and takes 60 ms for a dvc.lock; this is li
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -23,6 +24,9 @@ _PLAIN = {
         "-+0123456789.",
     ),
 }
+
+_READ_AS = {"bool": "true or false", "int": "a whole number", "float": "a number", "timestamp": "a date"}
+_ValueReader = Callable[[Any, yaml.Node], object]
 
 
 class _Loader(_BASE):  # type: ignore[misc]
@@ -51,6 +55,24 @@ for _kind, (_pattern, _first) in _PLAIN.items():
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_integer)
 
 
+def _refusing(read: _ValueReader, kind: str) -> _ValueReader:
+    """Read a value, or say which one cannot be read: PyYAML lets what Python says of it through, without the line."""
+
+    def read_or_refuse(loader: Any, node: yaml.Node) -> object:
+        try:
+            return read(loader, node)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError):
+            problem = f"{loader.construct_scalar(node):.40} cannot be read as {kind}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+    return read_or_refuse
+
+
+for _kind, _words in _READ_AS.items():
+    _tag = f"{_TAG}{_kind}"
+    _Loader.add_constructor(_tag, _refusing(_Loader.yaml_constructors[_tag], _words))
+
+
 def load(text: str) -> Any:
     """What a YAML text says, in Python's own types; None for an empty one. Raises `yaml.YAMLError`."""
     loader = _Loader(text)
@@ -58,24 +80,36 @@ def load(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_twice(node)
+        _check(node, [])
         return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="lists and mappings are nested too deeply") from None
     finally:
         loader.dispose()
 
 
-def _refuse_twice(node: yaml.Node) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-            _refuse_twice(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_twice(item)
+def _check(node: yaml.Node, around: list[yaml.Node]) -> None:
+    """Refuse a key that is there twice or is no plain value, and an alias to what is around it, which has no end."""
+    if isinstance(node, yaml.ScalarNode):
+        return
+    if node in around:
+        raise yaml.MarkedYAMLError(problem="an alias stands inside what it names", problem_mark=node.start_mark)
+    around.append(node)
+    for inner in _values(node) if isinstance(node, yaml.MappingNode) else node.value:
+        _check(inner, around)
+    around.pop()
+
+
+def _values(mapping: yaml.MappingNode) -> Iterator[yaml.Node]:
+    """The values of a mapping, its keys being checked."""
+    seen = set()
+    for key, value in mapping.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+        seen.add(key.value)
+        yield value
 
 
 def dump(tree: Any) -> str:

@@ -75,14 +75,14 @@ def test_what_was_forgotten_on_request_is_never_due(four: Project) -> None:
 
 def test_an_audit_keeps_the_verdicts_and_says_which_version_departs(trained: Project) -> None:
     told: list[str] = []
-    found = audit(trained.settings, "alpha", told.append)
+    found = list(audit(trained.settings, "alpha", told.append))
     require_identical(found)
     assert [(item.version, item.verdict) for item in found] == [("alpha@v1", IDENTICAL)]
     assert told[0] == "rebuilds alpha@v1" and told[-1] == "alpha@v1: identical"
     assert any(line.startswith("train ") and line.endswith("identical") for line in told)
 
     with_program(trained, "train", 'sys.exit("bad luck")')
-    found = audit(trained.settings, "alpha", told.append)
+    found = list(audit(trained.settings, "alpha", told.append))
     assert [(item.version, item.verdict) for item in found] == [("alpha@v1", IDENTICAL), ("alpha@v2", DIFFERENT)]
     with pytest.raises(NotReproduced) as raised:
         require_identical(found)

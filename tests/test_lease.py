@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from handmade import Overtaken
-from projects import ROOT, git
+from projects import ROOT, TOY, git
 
 from retrace import lease
+from retrace.airflow.embedded import environment, keys
 from retrace.errors import TransientError
 from retrace.git import Mirror
 from retrace.lease import Lease, ModelBusy, holder, publication, release, take, this_process
@@ -207,3 +211,57 @@ def test_a_writer_that_fails_or_dies_holds_nobody_up(mirror: Mirror) -> None:
         writer.wait()
         with publication(mirror, "alpha"):
             assert holds(mirror, "alpha.publish").process == lease.this_process()
+
+
+# The tasks of a model's DAG, each for a run of its own; there is nothing to work on, so that only the lease remains.
+TASKS = """
+import json, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from retrace.airflow.factory import retrain_dags
+from retrace.config import Settings
+from retrace.errors import RetraceError
+from retrace.git import Mirror
+from retrace.lease import holder, release
+from retrace.runs import Run, Task
+
+settings = Settings.load(Path.cwd(), {"RETRACE_ORIGIN": sys.argv[1], "RETRACE_LEASE_MINUTES": sys.argv[2]})
+mirror = Mirror.open(settings.mirror, settings.origin)
+nothing = SimpleNamespace(conf={}, logical_date=None, run_type="manual", xcom_pull=lambda task_ids: None)
+lasts = {}
+for name in ("snapshot", "train", "register", "gate"):
+    begun = datetime.now(UTC)
+    try:
+        task = Task(Run("alpha", name), name, name)
+        retrain_dags(Path.cwd())["alpha"].get_task(name).work(settings, task, {"dag_run": nothing, "ti": nothing})
+    except RetraceError:
+        lasts[name] = (datetime.fromisoformat(holder(mirror, "alpha")[1].until) - begun).total_seconds() / 60
+    release(mirror, "alpha", name)
+print(json.dumps(lasts))
+"""
+
+
+@pytest.mark.parametrize(
+    ("timeout", "minutes", "least"),
+    [(5, 120, 120), (180, 120, 2 * 180 + 30), (180, 1000, 1000)],
+    ids=["short stages", "long stages", "long leases"],
+)
+def test_a_lease_outlasts_every_task_of_its_model(
+    timeout: int, minutes: int, least: int, mirror: Mirror, tmp_path: Path
+) -> None:
+    """Or it would end in the middle of a long stage, and a second run would begin instead of waiting."""
+    project, var = tmp_path / "project", tmp_path / "var"
+    shutil.copytree(TOY, project)
+    params = json.loads((TOY / "params.yaml").read_text())
+    params["models"]["alpha"]["timeout_minutes"] = timeout
+    (project / "params.yaml").write_text(json.dumps(params))
+    var.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "RETRACE"))}
+    environ = environment(var, project, {**kept, "PYTHONPATH": str(ROOT)}, more=keys(var))
+    command = [sys.executable, "-P", "-c", TASKS, mirror.origin, str(minutes)]
+    done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lasts = json.loads(done.stdout.splitlines()[-1])
+    assert list(lasts) == ["snapshot", "train", "register", "gate"]
+    assert all(least - 1 < length < least + 20 for length in lasts.values()), lasts

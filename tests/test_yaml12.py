@@ -52,3 +52,49 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
 def test_no_object_is_made() -> None:
     with pytest.raises(yaml.YAMLError):
         yaml12.load("!!python/object/apply:os.system ['true']")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 2013-02-30", "2013-02-30 cannot be read as a date"),
+        ("a: 2013-13-01", "2013-13-01 cannot be read as a date"),
+        ("a: 2013-01-01T25:00:00Z", "2013-01-01T25:00:00Z cannot be read as a date"),
+        ("a: 2013-01-01T00:00:00+99:00", "2013-01-01T00:00:00+99:00 cannot be read as a date"),
+        ("a: !!timestamp x", "x cannot be read as a date"),
+        ("!!timestamp {=: x}: 1", "a key is a list or a mapping"),
+        ("a: !!timestamp {=: x}", "x cannot be read as a date"),
+        ("a: 0x_", "0x_ cannot be read as a whole number"),
+        ("a: !!int x", "x cannot be read as a whole number"),
+        ("!!int x: a", "x cannot be read as a whole number"),
+        (f"a: {'9' * 5000}", f"{'9' * 40} cannot be read as a whole number"),
+        ("a: !!float abc", "abc cannot be read as a number"),
+        ("a: !!float ''", " cannot be read as a number"),
+        (f"a: !!float 1{':1' * 200}", f"1{':1' * 19}: cannot be read as a number"),
+        ("a: !!bool perhaps", "perhaps cannot be read as true or false"),
+        ("{[a]: 1}", "a key is a list or a mapping"),
+        ("? {a: 1}", "a key is a list or a mapping"),
+        ("a: !!set {[a]}", "a key is a list or a mapping"),
+        ("a: &a [*a]", "an alias stands inside what it names"),
+        ("a: &a {b: [*a]}", "an alias stands inside what it names"),
+        ("a: &a {<<: *a}", "an alias stands inside what it names"),
+    ],
+)
+def test_what_python_cannot_take_is_told_with_its_line(text: str, problem: str) -> None:
+    with pytest.raises(yaml.MarkedYAMLError) as raised:
+        yaml12.load(f"# one\n{text}")
+    assert raised.value.problem == problem
+    assert raised.value.problem_mark is not None and raised.value.problem_mark.line == 1
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(yaml.YAMLError, match="lists and mappings are nested too deeply"):
+        yaml12.load("[" * 2000 + "]" * 2000)
+
+
+def test_an_alias_beside_what_it_names_is_read() -> None:
+    assert yaml12.load("a: &a {x: [1]}\nb: [*a, *a]\nc: *a") == {
+        "a": {"x": [1]},
+        "b": [{"x": [1]}] * 2,
+        "c": {"x": [1]},
+    }

@@ -25,6 +25,7 @@ from retrace.runs import Run, Task
 
 DATA_ASSET = Asset(name="retrace_data", uri="retrace://data/raw")
 _ASK_AGAIN = timedelta(seconds=15)
+_BETWEEN_TASKS = timedelta(minutes=15)  # until the next task, or this one's next try, renews the lease
 
 
 class NoCommit(RetraceError):
@@ -131,7 +132,17 @@ class RetraceOperator(BaseOperator):
         from retrace import lease
 
         mirror = Mirror.open(settings.mirror, settings.origin)
-        lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes)
+        lease.take(mirror, self.model, task.run.run_id, self.lease_minutes(settings))
+
+    def lease_minutes(self, settings: Settings) -> float:
+        """How long a lease lasts: what is set, or as long as the longest task of this model may take, if that is more.
+
+        Else it would end in the middle of a long stage, and another run would begin instead of waiting.
+        """
+        dag = self.get_dag()
+        limits = [item.execution_timeout for item in dag.tasks] if dag is not None else [self.execution_timeout]
+        longest = max((limit for limit in limits if limit is not None), default=timedelta())
+        return max(settings.lease_minutes, (longest + _BETWEEN_TASKS) / timedelta(minutes=1))
 
 
 def _as_airflow_has_it(error: RetraceError, retried: bool) -> AirflowException:
@@ -167,7 +178,7 @@ class SnapshotOperator(RetraceOperator):
         try:
             # Which process it is stays out of the conf: that is told to consumers, and it names the machine.
             process = lease.this_process() if IN_PROCESS in conf else None
-            lease.take(mirror, self.model, task.run.run_id, settings.lease_minutes, process)
+            lease.take(mirror, self.model, task.run.run_id, self.lease_minutes(settings), process)
         except lease.ModelBusy as busy:
             if IN_PROCESS in conf:
                 raise
@@ -298,7 +309,7 @@ class DoctorOperator(RetraceOperator):
         from retrace.doctor import acted_on, examine, found, text_of
 
         sections = []
-        for section in examine(settings, self.log.debug, fix=True):
+        for section in examine(settings, self.log.debug, fix=True, read_all=None):
             sections.append(section)
             self.log.info("%s", "\n".join(text_of(section)))
         if findings := acted_on(sections):
@@ -317,8 +328,9 @@ class AuditOperator(RetraceOperator):
     def work(self, settings: Settings, task: Task, context: Any) -> None:
         from retrace.audit import audit, require_identical
 
-        self.verdicts = tuple(audit(settings, self.model, self.phase))
-        require_identical(list(self.verdicts))
+        for verdict in audit(settings, self.model, self.phase):
+            self.verdicts += (verdict,)
+        require_identical(self.verdicts)
         self.done(f"{', '.join(verdict.version for verdict in self.verdicts) or 'no version'}: identical")
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:

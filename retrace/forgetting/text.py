@@ -76,6 +76,7 @@ def _stays(plan: Plan, found: Found) -> Iterator[str]:
     if plan.in_git:
         yield f"  stays in git, whose history is not rewritten: {_in_git(plan.in_git)}"
         yield "    (small reports may show example rows; events of stages hold extremes of numeric columns)"
+    yield "  not asked: the source about other intervals; records that it has there come with a later ingestion"
     yield "  not reached: checkouts and copies elsewhere, backups, logs, a lineage consumer, old versions in a bucket"
     yield "    other machines' caches: what has a tombstone is dropped and refused there as soon as it is to be used"
 
