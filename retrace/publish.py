@@ -20,7 +20,7 @@ from retrace.git import Git, Mirror
 from retrace.hashing import hash_file
 from retrace.lineage.links import marquez_job
 from retrace.process import Job, ObjectCorrupt, run_job
-from retrace.published import VERDICT, VERDICT_WHEN, Artifact, Dataset, Entry, EntryError, Fingerprint, provenance
+from retrace.published import Artifact, Dataset, Entry, EntryError, Fingerprint, provenance, told_verdict
 from retrace.record import RawDataset, Record, read_record
 from retrace.register import registered
 from retrace.registry import Registry
@@ -79,7 +79,7 @@ def _tell_verdicts(registry: Registry, model: str, judged: Mapping[int, Verdict]
     held = registry.all_tags(model) if judged else {}
     changes = []
     for number, verdict in judged.items():
-        told = {VERDICT: verdict.verdict, VERDICT_WHEN: verdict.when.isoformat(timespec="seconds")}
+        told = told_verdict(verdict.verdict, verdict.when)
         if number in held and any(held[number].get(key) != value for key, value in told.items()):
             registry.tag(model, number, told)
             changes.append(f"the last rebuild of {verdict.version} was told: {verdict.verdict}")

@@ -43,6 +43,11 @@ class EntryError(RetraceError):
     """A version whose record is not whole enough to be published."""
 
 
+def told_verdict(verdict: str, when: datetime) -> dict[str, str]:
+    """The tags that say what the last rebuild of a version said."""
+    return {VERDICT: verdict, VERDICT_WHEN: when.isoformat(timespec="seconds")}
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """The two hashes of a file or directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -18,13 +19,14 @@ from retrace.git import Mirror
 from retrace.progress import overwritten
 from retrace.rebuild.conditions import Conditions, varied
 from retrace.rebuild.rebuild import Follow, Rebuilt, rebuild
-from retrace.rebuild.sandbox import Kind, kinds
+from retrace.rebuild.sandbox import Kind, in_words, kinds
 from retrace.rebuild.stage import disk_full_told
 from retrace.verdicts import DIFFERENT, EQUIVALENT, IDENTICAL, IMPOSSIBLE, Verdict
 from retrace.versions import Version
-from retrace.workspace import Workspace, workspace
+from retrace.workspace import Workspace, passing_logs, workspace
 
 EXIT_CODES = {IDENTICAL: 0, EQUIVALENT: 3, DIFFERENT: 4, IMPOSSIBLE: 5}
+REBUILDS, PARTIAL = "rebuilds", ".part"  # the folder below var/, and how what is not whole in it ends
 _SHOWN = 5  # of what is missing, in one line
 
 
@@ -53,25 +55,40 @@ def reproduce(
     kind = kind or kinds()[0]
     conditions = varied(kind) if vary else Conditions()
     key = f"{version.model}--rebuild-v{version.number}"
-    with disk_full_told(settings.var), workspace(settings, mirror, version.commit, key) as space:
-        logs = settings.logs / version.model / space.path.name
-        result = rebuild(settings, mirror, version, space, kind, conditions, logs, follow)
-        if judge(result) == IDENTICAL:
-            shutil.rmtree(logs, ignore_errors=True)
-        kept = _keep(settings, version, space, conditions) if keep else None
+    with (
+        disk_full_told(settings.var),
+        workspace(settings, mirror, version.commit, key) as space,
+        passing_logs(settings.logs / version.model / space.path.name) as logs,
+    ):
+        result = rebuild(settings, mirror, version, space, kind, conditions, logs.folder, follow)
+        _refuse_forgotten(mirror, result)
+        logs.needed = judge(result) != IDENTICAL and result.ticket is None
+        kept = _keep(settings, version, space, conditions) if keep and result.ticket is None else None
     kept_verdict = verdicts.keep(mirror, version, judge(result), facts(result))
     return Reproduction(kept_verdict, result, kept)
 
 
+def _refuse_forgotten(mirror: Mirror, result: Rebuilt) -> None:
+    """Of what was forgotten while it was made again nothing is kept, and no other verdict than that."""
+    head = mirror.fetch_ref(verdicts.ref_of(result.version.name))
+    ticket = verdicts.ticket_of(mirror, result.version, head)
+    if ticket is not None:
+        result.ticket, result.missing = ticket, [f"forgotten on request {ticket}"]
+
+
 def _keep(settings: Settings, version: Version, space: Workspace, conditions: Conditions) -> Path:
-    """Put a rebuild's checkout and its stages' views, as far as there are any, where nobody removes them."""
-    kept = settings.var / "rebuilds" / f"{version.name}--{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
-    kept.mkdir(parents=True)
-    shutil.move(space.path, kept / "tree")
+    """Put a rebuild's checkout and its stages' views, as far as there are any, where nobody removes them.
+
+    Until it is whole it has a name by which the doctor knows what a killed process has left of it.
+    """
+    kept = settings.var / REBUILDS / f"{version.name}--{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+    partial = kept.with_name(f"{kept.name}-{os.getpid()}{PARTIAL}")
+    partial.mkdir(parents=True)
+    shutil.move(space.path, partial / "tree")
     views = space.site_cache / conditions.folder
     if views.exists():
-        shutil.move(views, kept / "views")
-    return kept
+        shutil.move(views, partial / "views")
+    return partial.rename(kept)
 
 
 def judge(result: Rebuilt) -> str:
@@ -102,7 +119,7 @@ def facts(result: Rebuilt) -> dict[str, Any]:
         "metrics": [vars(change) for change in result.metrics] if first else [],
         "platform": result.here,
         "platformChanged": {key: pair for key, pair in changed.items() if pair[0] != pair[1]} if first else {},
-        "sandbox": result.sandbox,
+        "sandbox": in_words(result.sandbox),
         "varied": list(result.conditions.names),
         "seconds": round(result.seconds, 1),
         "where": socket.gethostname(),
@@ -184,7 +201,7 @@ def _closing(found: Reproduction) -> list[str]:
     lines += [f"  undeclared   {address} {text}" for text, address in undeclared.items() if text not in lines[0]]
     varied_names = f", with another {', '.join(verdict.facts['varied'])}" if verdict.facts["varied"] else ""
     lines.append(
-        f"in {result.seconds:.1f} s, sandbox: {result.sandbox}{varied_names}; "
+        f"in {result.seconds:.1f} s, sandbox: {verdict.facts['sandbox']}{varied_names}; "
         f"kept as {verdicts.ref_of(verdict.version)}"
     )
     lines += [f"the rebuilt files are in {found.kept}"] if found.kept else []

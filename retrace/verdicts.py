@@ -46,24 +46,28 @@ def ref_of(name: str) -> str:
     return f"{REFS}/{name}"
 
 
-def verdicts(git: Git, version: Version) -> list[Verdict]:
-    """The verdicts on a version as it is tagged now, oldest first."""
-    head = git.resolve(ref_of(version.name))
+def verdicts(git: Git, version: Version, head: str | None = None) -> list[Verdict]:
+    """The verdicts on a version as it is tagged now, oldest first, up to `head` or to the end that is known here."""
+    head = head or git.resolve(ref_of(version.name))
     found = _read(git, head) if head is not None else []
     return [verdict for verdict in found if verdict.tag_object == version.tag_object]
 
 
 def newest(git: Git, known: Iterable[Version]) -> dict[str, Verdict]:
-    """Version name -> its newest verdict, of those that have one."""
+    """Version name -> its newest verdict, of those that have one. That it was forgotten is the last word on a version:
+    a rebuild which had begun before may end later."""
     tags = {version.name: version.tag_object for version in known}
-    found = _read(git, f"--glob={REFS}/*")
-    return {verdict.version: verdict for verdict in found if tags.get(verdict.version) == verdict.tag_object}
+    found: dict[str, Verdict] = {}
+    for verdict in _read(git, f"--glob={REFS}/*"):
+        before = found.get(verdict.version)
+        if tags.get(verdict.version) == verdict.tag_object and (before is None or before.ticket is None):
+            found[verdict.version] = verdict
+    return found
 
 
-def ticket_of(git: Git, version: Version) -> str | None:
+def ticket_of(git: Git, version: Version, head: str | None = None) -> str | None:
     """The request on which a version's data was forgotten, if it was."""
-    said = verdicts(git, version)
-    return said[-1].ticket if said else None
+    return next((verdict.ticket for verdict in verdicts(git, version, head) if verdict.ticket is not None), None)
 
 
 def forgotten(git: Git, known: Iterable[Version]) -> dict[str, str]:

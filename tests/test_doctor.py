@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 from consumer import Consumer
+from forgeries import with_program
 from handmade import registered
 from projects import ROOT, Project, git, processes_of
 from remotes import credentials, stored, use_s3
@@ -35,7 +37,11 @@ from retrace.health.left_files import TEMPORARY
 from retrace.health.needs import needs
 from retrace.health.rehash import rehash
 from retrace.health.scope import look
+from retrace.published import told_verdict
+from retrace.reproduce import PARTIAL, REBUILDS
 from retrace.tombstones import Tombstone, bury
+from retrace.verdicts import IDENTICAL
+from retrace.workspace import passing_logs
 
 MODEL = "models/alpha.skops"
 FEBRUARY = "data/raw/events/2013-02.parquet"
@@ -216,6 +222,14 @@ def test_a_corrupt_object_is_removed_from_the_cache_alone(project: Project) -> N
     assert not in_cache(project, md5).exists() and in_remote(project, other).exists()
     subprocess.run(by_hand, shell=True, check=True)
     assert sections(project.settings, read_all=True)["hashes"].findings == ()
+
+
+def test_a_visit_on_schedule_reads_all_objects_where_params_say_so(project: Project) -> None:
+    assert "hashes" not in sections(project.settings, read_all=None)
+    project.edit_params(lambda params: params.update(doctor={"rehash": True}))
+    rot(in_cache(project, partition(project)))
+    (told,) = texts(sections(project.settings, read_all=None)["hashes"])
+    assert "is corrupt in this machine's cache" in told
 
 
 def test_bytes_of_the_right_md5_must_have_the_recorded_sha256_too(project: Project) -> None:
@@ -457,6 +471,89 @@ Project(root, Settings.load(root, {{}})).stages("alpha", "killed")
     assert texts(left(project.settings)) == []
 
 
+REBUILD = """
+import os, shutil, signal, sys
+from pathlib import Path
+from retrace import versions
+from retrace.config import Settings
+from retrace.git import Mirror
+from retrace.reproduce import reproduce
+
+def moved_and_dead(source, target, move=shutil.move):
+    move(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.move = moved_and_dead
+settings = Settings.load(Path.cwd(), {})
+mirror = Mirror.open(settings.mirror, settings.origin)
+reproduce(settings, versions.find(mirror, sys.argv[1]), mirror, lambda *_: None, keep=True)
+"""
+
+
+def rebuilding(project: Project, name: str) -> subprocess.Popen[bytes]:
+    """A rebuild in a process of its own, which dies when it has put half of it where it is to stay."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-P", "-c", REBUILD, name], cwd=project.root, env=environ)
+
+
+def tree_of(settings: Settings) -> set[str]:
+    """All that is below var/, but for what git keeps of the record."""
+    places = (path.relative_to(settings.var) for path in settings.var.rglob("*"))
+    return {str(path) for path in places if not path.is_relative_to(settings.mirror.name)}
+
+
+def heal(project: Project) -> None:
+    run_doctor(project.settings, fix=True, stages=False, rehash=False, as_json=False)
+
+
+@pytest.mark.parametrize("moment", ["while a stage runs", "while it is kept"])
+def test_the_doctor_leaves_nothing_of_a_rebuild_that_was_killed(project: Project, moment: str) -> None:
+    with_program(project, "train", 'write("models/begun", ""); time.sleep(600)')
+    with rebuilding(project, "alpha@v1") as first:  # of which there are folders that stay
+        pass
+    heal(project)
+    before = tree_of(project.settings)
+    with rebuilding(project, "alpha@v2" if "stage" in moment else "alpha@v1") as process:
+        if "stage" in moment:
+            while not list(project.settings.workspaces.glob("*.site/views/train@alpha/models/begun")):
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.kill()
+    assert first.returncode == process.returncode == -signal.SIGKILL
+    while processes_of(project.root):
+        time.sleep(0.05)
+    left_behind = tree_of(project.settings) - before
+    assert any(name.startswith("logs/alpha/alpha--rebuild-") for name in left_behind)
+    assert any(name.startswith("rebuilds/alpha@v1--") for name in left_behind) is ("kept" in moment)
+    heal(project)
+    assert tree_of(project.settings) == before
+
+
+def test_what_a_rebuild_has_not_finished_is_left_alone_while_its_process_lives(project: Project) -> None:
+    rebuilds, logs = project.settings.var / REBUILDS, project.settings.logs
+    mine = make(rebuilds / f"alpha@v1--20130501T000000.0-{os.getpid()}{PARTIAL}")
+    with passing_logs(logs / "alpha/alpha--rebuild-v1--1") as under_way:
+        left(project.settings, fix=True)
+        assert mine.exists() and under_way.folder.exists()
+        under_way.needed = True
+        (under_way.folder / "train@alpha.log").touch()
+    left(project.settings, fix=True)
+    assert [path.name for path in under_way.folder.iterdir()] == ["train@alpha.log"], "somebody may want to read it"
+
+
+def test_rebuilds_that_somebody_kept_stay_and_are_counted(project: Project) -> None:
+    rebuilds = project.settings.var / REBUILDS
+    names = [f"alpha@v{number}--20130501T000000.0" for number in (1, 2)]
+    for name in names:
+        make(rebuilds / name / "tree", size=2_000_000)
+    section = left(project.settings, fix=True)
+    assert section.summary == "none" and acted_on([section]) == []
+    assert texts(section, "noted") == [
+        f"2 rebuilds kept by `retrace reproduce --keep`, 4 MB: remove from {rebuilds} what nobody needs any more"
+    ]
+    assert sorted(path.name for path in rebuilds.iterdir()) == section.findings[0].facts["names"] == names
+
+
 def test_temporary_folders_of_the_dead_are_removed(project: Project) -> None:
     dead, alive = dead_process(), os.getpid()
     for name in TEMPORARY:
@@ -580,6 +677,13 @@ def test_what_mlflow_shows_is_compared_with_git(project: Project) -> None:
     client.set_registered_model_alias("alpha", "champion", "1")
     client.set_registered_model_alias("alpha", "a-person", "1")
     assert sections(project.settings)["views"] == Section("views", "MLflow has 1 version", ())
+    version = versions.find(project.mirror, "alpha@v1")
+    kept = verdicts.keep(project.mirror, version, IDENTICAL, {})
+    assert texts(sections(project.settings)["views"]) == [
+        "MLflow says nothing of the last rebuild of alpha@v1, which was identical; run `retrace sync`"
+    ]
+    for key, value in told_verdict(IDENTICAL, kept.when).items():
+        client.set_model_version_tag("alpha", "1", key, value)
     client.create_model_version("alpha", "here")
     client.set_registered_model_alias("alpha", "champion", "2")
     assert texts(sections(project.settings)["views"]) == [

@@ -18,6 +18,7 @@ from retrace.git import ABSENT, GitError, Mirror, RefUpdate
 from retrace.publish import publish_model
 from retrace.published import GIT_TAG, VERDICT, VERDICT_WHEN
 from retrace.registry import prepare
+from retrace.reproduce import reproduce
 from retrace.show import log_lines, show_lines
 from retrace.verdicts import DIFFERENT, EQUIVALENT, IDENTICAL, IMPOSSIBLE, keep
 from retrace.versions import Version
@@ -31,6 +32,29 @@ def first(project: Project) -> Version:
 
 def said(project: Project, version: Version) -> list[str]:
     return [verdict.verdict for verdict in verdicts.verdicts(project.mirror, version)]
+
+
+def test_that_a_version_was_forgotten_is_the_last_word_on_it(trained: Project) -> None:
+    """A rebuild that had begun before may end after it."""
+    version = first(trained)
+    keep(trained.mirror, version, IMPOSSIBLE, {"ticket": "DSR-1"})
+    keep(trained.mirror, version, IDENTICAL, {})
+    assert verdicts.newest(trained.mirror, [version])[version.name].ticket == "DSR-1"
+    assert verdicts.ticket_of(trained.mirror, version) == "DSR-1"
+    assert verdicts.forgotten(trained.mirror, [version]) == {version.name: "DSR-1"}
+
+
+def test_a_version_that_is_forgotten_while_it_is_made_again_gets_no_other_verdict(trained: Project) -> None:
+    version = first(trained)
+
+    def follow(step: str, text: str) -> None:
+        if step == "evaluate" and not text:
+            keep(trained.mirror, version, IMPOSSIBLE, {"ticket": "DSR-1"})
+
+    found = reproduce(trained.settings, version, trained.mirror, follow, keep=True)
+    assert (found.verdict.verdict, found.verdict.ticket, found.kept) == (IMPOSSIBLE, "DSR-1", None)
+    assert said(trained, version) == [IMPOSSIBLE, IMPOSSIBLE]
+    assert list((trained.settings.var / "rebuilds").glob("*")) == []
 
 
 def test_a_version_that_nobody_has_made_again_has_no_verdict(trained: Project) -> None:

@@ -8,13 +8,15 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from retrace import versions
+from retrace import verdicts, versions
 from retrace.errors import RetraceError
 from retrace.health.finding import Finding, Section, named
 from retrace.health.scope import CONSUMER, MLFLOW, Scope
 from retrace.health.services import SILENT
 from retrace.lineage.settings import ConsumerSettings
+from retrace.published import GIT_TAG, VERDICT, told_verdict
 from retrace.registry.contact import sqlite_file
+from retrace.verdicts import Verdict
 from retrace.versions import CHAMPION, Version
 from retrace.wording import counted
 
@@ -66,9 +68,12 @@ def _registry(scope: Scope) -> Iterator[Finding]:
     scope.follow("compares MLflow with git")
     registry = Registry(scope.settings.mlflow, scope.settings.mlflow_artifacts, scope.settings.patience)
     champions = versions.champions(scope.mirror, scope.versions)
+    judged = verdicts.newest(scope.mirror, scope.versions)
     for model, own in sorted(models.items()):
         held = {alias: version for (name, alias), version in champions.items() if name == model}
-        yield from _versions(own, registry.versions(model))
+        tags = registry.all_tags(model)
+        yield from _versions(own, {number: told.get(GIT_TAG, "") for number, told in tags.items()})
+        yield from _verdicts(own, judged, tags)
         yield from _aliases(model, held, registry.aliases(model))
 
 
@@ -87,6 +92,21 @@ def _versions(own: list[Version], held: Mapping[int, str]) -> Iterator[Finding]:
             what = f"says that it is {name}" if name else "was made by hand"
             text = f"version {number} of {model} in MLflow {what}, which git does not know; {_BY_HAND}"
             yield Finding("mlflow-differs", text, facts={"model": model, "number": number})
+
+
+def _verdicts(
+    own: list[Version], judged: Mapping[str, Verdict], tags: Mapping[int, Mapping[str, str]]
+) -> Iterator[Finding]:
+    """Versions of which MLflow says something else than their last rebuild did."""
+    for version in own:
+        verdict, told = judged.get(version.name), tags.get(version.number)
+        if verdict is None or told is None:
+            continue
+        wanted = told_verdict(verdict.verdict, verdict.when)
+        if any(told.get(key) != value for key, value in wanted.items()):
+            there = told.get(VERDICT, "nothing")
+            text = f"MLflow says {there} of the last rebuild of {version.name}, which was {verdict.verdict}; {_SYNC}"
+            yield Finding("mlflow-verdict", text, facts={"version": version.name, "verdict": verdict.verdict})
 
 
 def _aliases(model: str, held: Mapping[str, Version], shown: Mapping[str, int]) -> Iterator[Finding]:
