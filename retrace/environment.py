@@ -18,13 +18,23 @@ from pathlib import Path
 
 from retrace.errors import RetraceError, TransientError
 from retrace.git import Git, locked
+from retrace.process import DiskFull
 
 REQUIREMENTS = "pipeline/requirements.txt"
 PYTHON_VERSION = "pipeline/.python-version"
 _COMPLETE = ".complete"
-# What uv says of an index that is down, overloaded or wants other credentials: nothing about what it serves.
+# None at all, or one that cannot be started: pyenv leaves a name in the PATH for each that it has ever installed.
+_NO_PYTHON = ("error: No interpreter found", "error: Failed to inspect Python interpreter")
+_DISK_FULL = "No space left on device"
+_GONE = "404|410|451"  # of all that a server may answer, this alone says that it does not have the file
+# What uv says of an index that is down, overloaded or wants other credentials: nothing about what it serves. Each at
+# the beginning of one of uv's lines, since names, versions and addresses of packages may hold any of these words.
 _UNAVAILABLE = re.compile(
-    r"dns error|error sending request|[Cc]onnect|timed out|server error|\b40[13]\b|lack of valid authentication"
+    r"^\s*cause: (error sending request|error decoding response body|HTTP status server error"
+    rf"|HTTP status client error \((?!{_GONE}))"
+    r"|^hint: (An index URL \(\S*\) could not be queried due to a lack of valid authentication credentials"
+    r"|An index \(\S*\) returned a 403 Forbidden error|Packages were unavailable because the network was disabled)",
+    re.MULTILINE,
 )
 
 
@@ -34,6 +44,10 @@ class EnvironmentFailed(RetraceError):
 
 class IndexUnavailable(TransientError):
     """The package index does not answer."""
+
+
+class InstallerKilled(TransientError):
+    """What makes the environment was killed on the way."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +98,28 @@ class EnvironmentLock:
         return cls(python, requirements)
 
 
+def is_made(lock: EnvironmentLock, environments: Path) -> bool:
+    """Whether this machine has the whole environment for a lock: what a crash left half-made does not count."""
+    return (_folder(lock, environments) / _COMPLETE).exists()
+
+
 def ensure(lock: EnvironmentLock, environments: Path) -> Path:
     """The folder of the environment for a lock, made if this machine does not have it.
 
-    Raises `EnvironmentFailed` or `IndexUnavailable`.
+    Raises `EnvironmentFailed`, or what says nothing about the lock: `IndexUnavailable`, `InstallerKilled`, `DiskFull`.
     """
-    folder = environments / lock.digest[:16]
-    if (folder / _COMPLETE).exists():
+    folder = _folder(lock, environments)
+    if is_made(lock, environments):
         return folder
     with locked(environments / f"{folder.name}.lock"):
-        if not (folder / _COMPLETE).exists():
+        if not is_made(lock, environments):
             shutil.rmtree(folder, ignore_errors=True)
             _create(lock, folder)
     return folder
+
+
+def _folder(lock: EnvironmentLock, environments: Path) -> Path:
+    return environments / lock.digest[:16]
 
 
 def _create(lock: EnvironmentLock, folder: Path) -> None:
@@ -114,14 +137,26 @@ def _create(lock: EnvironmentLock, folder: Path) -> None:
 
 def _uv(arguments: list[str], lock: EnvironmentLock) -> None:
     kept = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    done = subprocess.run(
-        [sys.executable, "-m", "uv", *arguments], capture_output=True, text=True, env=kept, check=False
-    )
-    if done.returncode == 0:
-        return
+    command = [sys.executable, "-m", "uv", "--color", "never", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept, check=False)
+    if done.returncode != 0:
+        raise _failure(done, lock)
+
+
+def _failure(done: subprocess.CompletedProcess[str], lock: EnvironmentLock) -> RetraceError:
+    """What uv's end is: only what the lock itself asks for, and nobody has, is `EnvironmentFailed`."""
     reason = " ".join(done.stderr.split())[:400]
-    if "No interpreter found" in reason or "no-python-downloads" in reason:
-        raise EnvironmentFailed(f"this commit's stages need Python {lock.python}, which is not installed; install it")
-    if _UNAVAILABLE.search(reason):
-        raise IndexUnavailable(f"the package index did not answer while the stages' environment was made: {reason}")
-    raise EnvironmentFailed(f"the environment {lock.digest[:16]} cannot be made from {REQUIREMENTS}: {reason}")
+    if done.returncode < 0:
+        return InstallerKilled(
+            f"uv was killed by signal {-done.returncode} while the stages' environment was made; run this again"
+        )
+    if _DISK_FULL in done.stderr:
+        return DiskFull(
+            f"no space left on this machine while the stages' environment was made ({reason}); free some and run this "
+            "again"
+        )
+    if done.stderr.startswith(_NO_PYTHON):
+        return EnvironmentFailed(f"this commit's stages need Python {lock.python}, which is not installed; install it")
+    if _UNAVAILABLE.search(done.stderr):
+        return IndexUnavailable(f"the package index did not answer while the stages' environment was made: {reason}")
+    return EnvironmentFailed(f"the environment {lock.digest[:16]} cannot be made from {REQUIREMENTS}: {reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from retrace import environment
@@ -13,7 +12,7 @@ from retrace.rebuild.declared import of_checkout
 from retrace.rebuild.sandbox import kinds
 from retrace.rebuild.stage import Surroundings, disk_full_told
 from retrace.rebuild.twice import run_twice
-from retrace.workspace import Workspace, temporary_folder
+from retrace.workspace import Workspace, passing_logs, temporary_folder
 
 
 def assert_deterministic(stage: str, root: Path | None = None) -> None:
@@ -23,17 +22,21 @@ def assert_deterministic(stage: str, root: Path | None = None) -> None:
     be there (`retrace data pull`, then `dvc repro`), in views beside it; the second time with another folder, HOME,
     host name, hash seed, time zone, locale, umask, allocator fill and on one processor. The checkout is not changed.
 
-    Raises `AssertionError` with all that was found, and a `RetraceError` when the stage cannot be run.
+    Raises `AssertionError` with all that was found and where the stage's log is, and a `RetraceError` when the stage
+    cannot be run.
     """
     settings = Settings.load(root or find_root(Path.cwd()))
     folder = environment.ensure(EnvironmentLock.of_folder(settings.root), settings.environments)
-    with disk_full_told(settings.var), temporary_folder(settings, "views") as site:
-        logs = settings.logs / f"views-{os.getpid()}"
-        known = {
-            item.address: item for item in of_checkout(settings, Workspace(settings.root, "", site), logs / "dvc.log")
-        }
+    with (
+        disk_full_told(settings.var),
+        temporary_folder(settings, "views") as site,
+        passing_logs(settings.logs / site.name) as logs,
+    ):
+        checkout = Workspace(settings.root, "", site)
+        known = {item.address: item for item in of_checkout(settings, checkout, logs.folder / "dvc.log")}
         if stage not in known:
             raise AssertionError(f"dvc.yaml has no stage {stage!r}; it has {', '.join(known)}")
-        around = Surroundings(site, folder, kinds()[0], Conditions(), logs)
+        around = Surroundings(site, folder, kinds()[0], Conditions(), logs.folder)
         _, found = run_twice(settings.root, known[stage], around)
-    assert not found, "\n".join(found)
+        logs.needed = bool(found)
+    assert not found, "\n".join([*found, f"its log is {around.log(known[stage])}"])

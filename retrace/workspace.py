@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from retrace.git import Git, GitError, Mirror, escape_ref_part, without_credenti
 
 _DVC_CONFIG = Path(".dvc/config")
 _LOCAL_CONFIG = Path(".dvc/config.local")
+UNFINISHED = ".unfinished-"  # and the number of the process that has not yet said whether its logs are needed
 
 
 class NoRemote(RetraceError):
@@ -145,17 +146,33 @@ def checkout(settings: Settings, mirror: Mirror, commit: str, path: Path, shared
 def _drop(held: Workspace) -> None:
     for folder in (held.path, held.site_cache):
         if folder.exists():
-            _make_writable(folder)
-            shutil.rmtree(folder)
+            remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in which a stage may have worked, and left others read-only."""
+    _make_writable(folder)
+    shutil.rmtree(folder)
 
 
 def _make_writable(folder: Path) -> None:
-    """A stage may leave read-only folders; without this their owner could not remove them."""
+    """Without this the owner of read-only folders could not remove what is in them."""
+    _open_up(folder)
     for parent, folders, _ in os.walk(folder):
         for name in folders:
-            path = os.path.join(parent, name)
-            if not os.path.islink(path) and not os.access(path, os.W_OK | os.X_OK):
-                os.chmod(path, 0o700)
+            _open_up(Path(parent, name))
+
+
+def _open_up(folder: Path) -> None:
+    if not folder.is_symlink() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        folder.chmod(0o700)
+
+
+def _remove_as_far_as_possible(folder: Path) -> None:
+    """For what the doctor looks for, too: it is no reason to fail when another process or user holds some of it."""
+    with suppress(OSError):
+        _make_writable(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -165,14 +182,44 @@ def temporary_folder(settings: Settings, name: str) -> Iterator[Path]:
     for left in settings.var.glob(f"{name}-*"):
         process = left.name.removeprefix(f"{name}-")
         if process.isdecimal() and not lives(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove_as_far_as_possible(left)
     folder = settings.var / f"{name}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_as_far_as_possible(folder)
     folder.mkdir()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_as_far_as_possible(folder)
+
+
+@dataclass
+class PassingLogs:
+    """Logs in `folder` that are `needed` when something was found."""
+
+    folder: Path
+    needed: bool = False
+
+
+@contextmanager
+def passing_logs(folder: Path) -> Iterator[PassingLogs]:
+    """A folder for logs that goes when the block ends, unless they are needed, or an error is raised that names them.
+
+    Until then it bears a mark, by which the doctor knows those of processes that were killed.
+    """
+    logs = PassingLogs(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process of the same number
+    folder.mkdir(parents=True)
+    mark = folder / f"{UNFINISHED}{os.getpid()}"
+    mark.touch()
+    try:
+        yield logs
+    except RetraceError as error:
+        logs.needed = str(folder) in str(error)
+        raise
+    finally:
+        mark.unlink(missing_ok=True)
+        if not logs.needed or not any(folder.glob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def lives(process: int) -> bool:

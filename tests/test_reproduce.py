@@ -20,6 +20,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from forgeries import (
     PROGRAM,
@@ -36,19 +37,27 @@ from forgeries import (
 from projects import ROOT, Project, git, write_blob
 from views import KINDS, processes_in, small_disk
 
-from retrace import verdicts, versions
+from retrace import environment, verdicts, versions, yaml12
 from retrace.audit import due
 from retrace.dvcfiles import LOCK
-from retrace.environment import PYTHON_VERSION, REQUIREMENTS, IndexUnavailable
-from retrace.git import TagMoved
+from retrace.environment import (
+    PYTHON_VERSION,
+    REQUIREMENTS,
+    EnvironmentFailed,
+    EnvironmentLock,
+    IndexUnavailable,
+    InstallerKilled,
+)
+from retrace.git import TagMoved, locked
 from retrace.hashing import md5_of
 from retrace.process import DiskFull, RemoteUnavailable, StageTimeout
 from retrace.rebuild import raw
 from retrace.rebuild.compare import metric_changes
+from retrace.rebuild.sandbox import may_rename_host
 from retrace.reproduce import EXIT_CODES, Reproduction, reproduce, run_reproduce
 from retrace.tombstones import Tombstone, bury
 from retrace.verdicts import DIFFERENT, EQUIVALENT, IDENTICAL, IMPOSSIBLE
-from retrace.workspace import Workspace, sweep
+from retrace.workspace import Remote, Workspace, sweep
 
 VERDICTS = "refs/verdicts/"
 PATIENCE = 60.0
@@ -141,7 +150,21 @@ def test_a_version_is_the_same_where_all_is_changed_that_must_not_matter(
     assert told["verdict"] == IDENTICAL and told["kept"] is None
     for name in ("folder", "home", "hash seed", "time zone", "umask", "allocator fill", "one processor"):
         assert name in told["varied"]
+    assert ("host name" in told["varied"]) is may_rename_host(KINDS[0])
+    assert [name for name in told["varied"] if re.fullmatch(r"locale \(.+\)", name)]
     assert "  train" in err and "identical" in err
+
+
+def test_a_verdict_says_of_a_sandbox_no_more_than_it_does(
+    trained: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Landlock of a kernel that knows nothing of the network."""
+    monkeypatch.setattr("retrace.rebuild.box.landlock_version", lambda: 3)
+    monkeypatch.setattr("retrace.reproduce.kinds", lambda: ("landlock", "view"))
+    assert run_reproduce(trained.settings, "alpha@v1", vary=False, keep=False, as_json=False) == 0
+    assert ", sandbox: landlock, network open; kept as " in capsys.readouterr().out.splitlines()[-1]
+    [verdict] = verdicts.verdicts(trained.mirror, versions.find(trained.mirror, "alpha@v1"))
+    assert verdict.facts["sandbox"] == "landlock, network open"
 
 
 def test_what_was_rebuilt_is_kept_on_request_and_never_in_the_place_of_another(trained: Project) -> None:
@@ -170,20 +193,54 @@ def test_a_working_copy_that_was_changed_does_not_matter(trained: Project) -> No
     assert (trained.root / "dvc.lock").read_text() == "mine\n"
 
 
-def test_two_rebuilds_at_once_both_keep_their_verdict(trained: Project) -> None:
+def environment_lock(project: Project) -> tuple[EnvironmentLock, Path]:
+    """What alpha@v1 pins, and the file that whoever makes its environment holds."""
+    lock = EnvironmentLock.of_commit(project.mirror, versions.find(project.mirror, "alpha@v1").commit)
+    return lock, project.settings.environments / f"{lock.digest[:16]}.lock"
+
+
+def test_two_rebuilds_at_once_that_lack_the_environment_both_keep_their_verdict(trained: Project) -> None:
+    (trained.settings.var / "environments").unlink()
     command = [sys.executable, "-P", "-c", CLI, "reproduce", "alpha@v1", "--json"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(command, cwd=trained.root, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    told = [json.loads(process.communicate(timeout=PATIENCE)[0]) for process in started]
+    _, file = environment_lock(trained)
+    with locked(file):
+        started = [
+            subprocess.Popen(command, cwd=trained.root, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        for process in started:
+            until(partial(has_opened, process.pid, file), "a rebuild that wants to make the environment")
+    said = [process.communicate(timeout=PATIENCE) for process in started]
     assert [process.returncode for process in started] == [0, 0]
+    assert all(b"made from its lock" in err for _, err in said)
+    told = [json.loads(out) for out, _ in said]
+    assert [facts["verdict"] for facts in told] == [IDENTICAL, IDENTICAL]
     known = verdicts.verdicts(trained.mirror, versions.find(trained.mirror, "alpha@v1"))
     assert sorted(json.dumps(dict(verdict.facts), sort_keys=True) for verdict in known) == sorted(
         json.dumps({key: value for key, value in facts.items() if key != "kept"}, sort_keys=True) for facts in told
     )
     assert nothing_left(trained)
+
+
+def has_opened(pid: int, file: Path) -> bool:
+    return str(file) in [item.path for item in psutil.Process(pid).open_files()]
+
+
+def test_an_environment_that_was_left_half_made_is_made_again_and_told_so(trained: Project) -> None:
+    (trained.settings.var / "environments").unlink()
+    lock, file = environment_lock(trained)
+    half = file.with_suffix("")
+    (half / "bin").mkdir(parents=True)
+    told: list[tuple[str, str]] = []
+    version = versions.find(trained.mirror, "alpha@v1")
+    found = reproduce(trained.settings, version, trained.mirror, lambda *step: told.append(step))
+    assert found.verdict.verdict == IDENTICAL
+    assert [text.rpartition("  ")[2] for step, text in told if step == "environment"] == [
+        "is being made",
+        "made from its lock",
+    ]
+    assert environment.is_made(lock, trained.settings.environments) and (half / "bin/python").exists()
 
 
 # Equivalent and different
@@ -213,7 +270,11 @@ def test_other_metrics_are_told_with_the_first_stage_and_the_platform(
     lock = (trained.mirror.read(versions.find(trained.mirror, "alpha@v1").commit, LOCK) or b"").replace(
         md5_of((trained.root / PROGRAM).read_bytes()).encode(), md5_of(code).encode()
     )
-    elsewhere = re.sub(rb'"libc": "[^"]*"', b'"libc": "musl 1.2"', event)
+    then = {"processor": "Z80", "system": "CP/M 2.2", "libc": "musl 1.2", "python": "3.11.0"}
+    elsewhere = event
+    for key, value in then.items():
+        elsewhere, count = re.subn(rf'"{key}": "[^"]*"'.encode(), f'"{key}": "{value}"'.encode(), elsewhere)
+        assert count == 1
     forge(trained, {PROGRAM: code, LOCK: lock, path: elsewhere})
     assert run_reproduce(trained.settings, "alpha@v2", vary=False, keep=False, as_json=False) == 4
     lines = capsys.readouterr().out.splitlines()
@@ -221,8 +282,10 @@ def test_other_metrics_are_told_with_the_first_stage_and_the_platform(
     assert "  metric       holdout.accuracy 0.8 -> 0.85 (+0.05)" in lines
     assert "  metric       holdout.cost 0.2 -> 0.15 (-0.05)" in lines
     [verdict] = verdicts.verdicts(trained.mirror, versions.find(trained.mirror, "alpha@v2"))
-    assert f"  libc         then musl 1.2, now {verdict.facts['platform']['libc']}" in lines
-    assert not [line for line in lines if line.startswith(("  platform", "  processor", "  python"))]
+    now = verdict.facts["platform"]
+    told = [line for line in lines if ", now " in line]
+    assert sorted(told) == sorted(f"  {key:<12} then {value}, now {now[key]}" for key, value in then.items())
+    assert not [line for line in lines if line.startswith("  platform")]
     assert verdict.facts["first"] == "evaluate@alpha"
     assert {change["name"]: change["found"] for change in verdict.facts["metrics"]}["holdout.accuracy"] == 0.85
 
@@ -230,6 +293,39 @@ def test_other_metrics_are_told_with_the_first_stage_and_the_platform(
 def test_metrics_that_differ_after_the_rounding_only_are_the_same(trained: Project) -> None:
     with_program(trained, "evaluate", "settings = lambda *_: {'quality': 0.8 + 1e-9}")
     assert reason(trained, verdict=EQUIVALENT) == "evaluate@alpha made other bytes: metrics/alpha.json"
+
+
+UNSETTLED = pytest.mark.parametrize(
+    "value", ["time.time() % 1", "__import__('random').random()"], ids=["clock", "random"]
+)
+
+
+@UNSETTLED
+def test_a_clock_or_a_random_number_without_a_seed_that_moves_a_metric_is_different(
+    trained: Project, value: str
+) -> None:
+    with_program(trained, "evaluate", f"settings = lambda *_: {{'quality': {value}}}")
+    found = rebuilt(trained, "alpha@v2").verdict
+    assert (found.verdict, found.reason) == (DIFFERENT, "evaluate@alpha made other bytes: metrics/alpha.json")
+    assert [change["name"] for change in found.facts["metrics"]] == ["holdout.accuracy", "holdout.cost"]
+
+
+@UNSETTLED
+def test_a_clock_or_a_random_number_without_a_seed_that_moves_no_metric_is_equivalent(
+    trained: Project, value: str
+) -> None:
+    with_program(trained, "train", f'write(f"models/{{model}}.skops", str({value})); return')
+    found = rebuilt(trained, "alpha@v2").verdict
+    assert (found.verdict, found.reason) == (EQUIVALENT, "train@alpha made other bytes: models/alpha.skops")
+    assert (found.facts["first"], found.facts["metrics"]) == ("train@alpha", [])
+
+
+def test_metrics_that_are_written_by_half_make_a_version_different(trained: Project) -> None:
+    half = 'text[:9] if path.startswith("metrics") else text'
+    with_program(trained, "evaluate", f'write = lambda path, text: globals()["write"](path, {half})')
+    found = rebuilt(trained, "alpha@v2").verdict
+    assert (found.verdict, found.reason) == (DIFFERENT, "evaluate@alpha left metrics/alpha.json that is no JSON")
+    assert [change["found"] for change in found.facts["metrics"]] == [None, None]
 
 
 def test_the_files_of_a_folder_that_differ_are_named(trained: Project) -> None:
@@ -296,6 +392,7 @@ def test_an_undeclared_input_is_told_even_of_a_version_that_is_identical(
         ('{"a": NaN}', '{"a": 1}', ["a nan -> 1 (+nan)"]),
         ('{"a": "text", "b": [1]}', '{"a": "other", "b": [2]}', []),
         ('{"a": 0.25}', None, ["a 0.25 -> none"]),
+        ('{"a": 0.25}', '{"a": 0.2', ["a 0.25 -> none"]),
     ],
 )
 def test_metrics_are_compared_by_value(recorded: str, found: str | None, changes: list[str]) -> None:
@@ -394,7 +491,13 @@ def test_a_folder_without_a_manifest_is_brought_by_the_list_of_its_files(
     assert (tree.path / "data/lookup/b/c d.txt").read_bytes() == b"c"
 
 
-def test_of_a_folder_the_list_or_a_file_may_be_lost_or_spoilt(with_a_folder: tuple[Project, Workspace, str]) -> None:
+@pytest.mark.parametrize("kind", ["folder", "server"])
+def test_of_a_folder_the_list_or_a_file_may_be_lost_or_spoilt(
+    with_a_folder: tuple[Project, Workspace, str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What is no folder of this machine is read by DVC's process: here the same remote, as if it were a server."""
+    if kind == "server":
+        monkeypatch.setattr(raw, "remote_of", lambda *_: Remote("server", "s3://bucket", {}))
     project, tree, oid = with_a_folder
     wanted, _ = raw.tracked(tree.path, ["data/lookup"])
     inside = stored(project, md5_of(b"c"))
@@ -438,6 +541,12 @@ def md5_in(stage: str, kind: str, path: str, md5: str | None) -> Callable[[dict[
     return change
 
 
+def reads_raw_data(stages: dict[str, Any]) -> None:
+    """Let a stage have read, with the right md5, what another one did."""
+    [raw_data] = [item for item in stages["features@alpha"]["deps"] if item["path"] == "data/raw/events"]
+    stages["train@alpha"]["deps"].append(raw_data)
+
+
 OTHER = "f" * 32
 
 
@@ -471,7 +580,39 @@ OTHER = "f" * 32
         ),
         (
             edit("train", deps=[{"path": "data/prices.csv", "md5": OTHER}]),
-            "data/prices.csv, which its stages read, is neither in the commit nor in the remote",
+            "dvc.lock says that train@alpha read data/prices.csv, of which the stage's event has nothing; .*",
+        ),
+        (reads_raw_data, "dvc.lock says that train@alpha read data/raw/events, of which the stage's event has nothing"),
+        (
+            md5_in("train", "deps", PROGRAM, None),
+            f"dvc.lock does not have {PROGRAM} among what train@alpha read$",
+        ),
+        (
+            md5_in("train", "deps", "data/features/alpha", None),
+            "dvc.lock does not have data/features/alpha among what train@alpha read$",
+        ),
+        (
+            edit("train", cmd="python -m pipeline.stage train beta"),
+            "dvc.lock says that train@alpha ran 'python -m pipeline.stage train beta'; dvc.yaml has "
+            "'python -m pipeline.stage train alpha'$",
+        ),
+        (
+            lambda stages: stages["train@alpha"]["params"]["params.yaml"]["models.alpha.train"].update(seed=2),
+            "train@alpha ran with another models.alpha.train than params.yaml of its commit has$",
+        ),
+        (edit("train", params={}), "dvc.lock does not have params.yaml among the parameters of train@alpha$"),
+        (
+            lambda stages: stages["evaluate@alpha"]["params"]["params.yaml"].pop("models.alpha.train.quality"),
+            "evaluate@alpha ran with another models.alpha.train.quality than params.yaml of its commit has; dvc.lock "
+            "does not have models.alpha.train.quality of params.yaml among the parameters of evaluate@alpha$",
+        ),
+        (
+            lambda stages: stages["train@alpha"]["params"].update({"more.yaml": {"a": 1}}),
+            "train@alpha ran with parameters of more.yaml, which its commit does not have$",
+        ),
+        (
+            lambda stages: stages["train@alpha"]["params"].update({"dvc.yaml": {"stages.train.foreach": "no"}}),
+            "train@alpha ran with another stages.train.foreach than dvc.yaml of its commit has$",
         ),
         (
             edit("train", params={"params.yaml": {"models.alpha.evaluate": {}}}),
@@ -485,7 +626,9 @@ OTHER = "f" * 32
     ],
     ids=[
         *("an output", "an output taken out", "a stage taken out", "all taken out", "code", "an intermediate", "raw"),
-        *("a dependency", "a parameter", "no command", "out of the repository"),
+        *("a dependency", "a dependency put in", "code taken out", "an intermediate taken out", "a command"),
+        *("a parameter's value", "all parameters taken out", "a parameter taken out", "a parameter file"),
+        *("another file's parameter", "a parameter", "no command", "out of the repository"),
     ],
 )
 def test_a_lock_that_was_edited_by_hand_is_found(
@@ -494,6 +637,35 @@ def test_a_lock_that_was_edited_by_hand_is_found(
     with_lock(trained, change)
     found = reason(trained)
     assert re.match(text, found), found
+
+
+def test_a_pipeline_that_only_dvc_resolves_is_compared_as_dvc_resolves_it(trained: Project) -> None:
+    first = versions.find(trained.mirror, "alpha@v1").commit
+    text = (trained.mirror.read(first, "dvc.yaml") or b"").decode()
+    resolved = text.replace("-m pipeline.stage train", "-m ${program} train") + "vars:\n- program: pipeline.stage\n"
+    assert resolved.count("${program}") == 1
+    forge(trained, {"dvc.yaml": resolved.encode()})
+    assert rebuilt(trained, "alpha@v2").verdict.verdict == IDENTICAL
+
+
+def test_a_lock_that_was_edited_with_its_pipeline_is_found_by_the_stage_s_event(trained: Project) -> None:
+    first = versions.find(trained.mirror, "alpha@v1").commit
+    pipeline = yaml12.load((trained.mirror.read(first, "dvc.yaml") or b"").decode())
+    pipeline["stages"]["train"]["do"]["deps"].remove(PROGRAM)
+    lock = lock_of(trained)
+    md5_in("train", "deps", PROGRAM, None)(lock["stages"])
+    forge(trained, {"dvc.yaml": yaml12.dump(pipeline).encode(), LOCK: yaml12.dump(lock).encode()})
+    assert reason(trained) == f"dvc.lock does not have {PROGRAM} among what train@alpha read"
+
+
+@pytest.mark.parametrize("minutes", ["soon", 0])
+def test_a_timeout_that_is_no_time_is_found(trained: Project, minutes: object) -> None:
+    params = trained.params
+    params["models"]["alpha"]["timeout_minutes"] = minutes
+    forge(trained, {"params.yaml": json.dumps(params).encode()})
+    assert reason(trained) == (
+        f"params.yaml of its commit has {minutes!r} as timeout_minutes of alpha, which is no time"
+    )
 
 
 def test_parameters_that_were_edited_in_the_commit_are_found(trained: Project) -> None:
@@ -622,6 +794,14 @@ class Index:
     def offer(self, attributes: str) -> None:
         self.page.write_text(f'<a href="/{self.wheel.name}#sha256={self.sha256}" {attributes}>{self.wheel.name}</a>')
 
+    def refuse(self, status: int, below: str = "/") -> None:
+        """Answer so whatever is asked for below a path."""
+        self.server.refusal = (below, status)  # type: ignore[attr-defined]
+
+    def when_asked(self, action: Callable[[], None]) -> None:
+        """Do something before each answer."""
+        self.server.action = action  # type: ignore[attr-defined]
+
     def address(self, user: str = "") -> str:
         return f"http://{user}127.0.0.1:{self.server.server_port}/simple"
 
@@ -632,8 +812,9 @@ class Index:
 
 class _Quiet(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
-        status = getattr(self.server, "status", None)
-        if status is None:
+        getattr(self.server, "action", lambda: None)()
+        below, status = getattr(self.server, "refusal", ("/", None))
+        if status is None or not self.path.startswith(below):
             super().do_GET()
         else:
             self.send_error(status)
@@ -694,16 +875,56 @@ def test_a_package_of_other_bytes_is_refused(with_weather: Project, index: Index
     assert "weather" in found and "ash" in found
 
 
-@pytest.mark.parametrize("status", [None, 401, 403, 503], ids=str)
+@pytest.mark.parametrize("status", ["down", "nowhere", 401, 403, 407, 408, 429, 503], ids=str)
 def test_an_index_that_is_down_or_refuses_is_no_verdict(
-    with_weather: Project, index: Index, monkeypatch: pytest.MonkeyPatch, status: int | None
+    with_weather: Project, index: Index, monkeypatch: pytest.MonkeyPatch, status: int | str
 ) -> None:
-    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    if status is None:
+    if status == "down":
         index.stop()
+    elif status == "nowhere":
+        monkeypatch.setenv("UV_DEFAULT_INDEX", "http://nowhere.invalid/simple")
     else:
-        index.server.status = status  # type: ignore[attr-defined]
+        index.refuse(int(status))
     with pytest.raises(IndexUnavailable, match="^the package index did not answer"):
+        rebuilt(with_weather, "alpha@v2")
+    assert without_verdict(with_weather)
+
+
+def pinned(*pins: str, sha256: str = "0" * 64) -> EnvironmentLock:
+    return EnvironmentLock("3.11", "".join(f"{pin} --hash=sha256:{sha256}\n" for pin in pins).encode())
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 407, 408, 410, 429, 451, 503])
+def test_only_a_file_that_the_index_says_it_does_not_have_is_gone(tmp_path: Path, index: Index, status: int) -> None:
+    index.refuse(status, below=f"/{index.wheel.name}")
+    with pytest.raises(EnvironmentFailed if status in (404, 410, 451) else IndexUnavailable, match="weather"):
+        environment.ensure(pinned("weather==1.0", sha256=index.sha256), tmp_path / "environments")
+
+
+@pytest.mark.parametrize(
+    "pin", ["snowflake-connector-python==3.0", "foo==2.401", "error-sending-request==1.429", "server-error==5.503"]
+)
+def test_a_lost_package_that_is_called_like_an_outage_is_lost(tmp_path: Path, index: Index, pin: str) -> None:
+    with pytest.raises(EnvironmentFailed, match=f"{pin}, we can conclude"):
+        environment.ensure(pinned(pin), tmp_path / "environments")
+
+
+def test_a_machine_that_may_not_ask_the_index_says_nothing_of_a_package(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    with pytest.raises(IndexUnavailable, match="network was disabled"):
+        environment.ensure(pinned("weather==1.0", sha256=index.sha256), tmp_path / "environments")
+
+
+def test_an_installer_that_is_killed_is_no_verdict(with_weather: Project, index: Index) -> None:
+    def kill() -> None:
+        for child in psutil.Process().children():
+            if "sync" in child.cmdline():
+                child.kill()
+
+    index.when_asked(kill)
+    with pytest.raises(InstallerKilled, match="^uv was killed by signal 9 while the stages' environment was made; run"):
         rebuilt(with_weather, "alpha@v2")
     assert without_verdict(with_weather)
 
@@ -753,6 +974,15 @@ def test_a_full_disk_is_no_verdict_and_leaves_nothing(trained: Project, step: st
         with pytest.raises(DiskFull, match="^no space left on this machine"):
             reproduce(trained.settings, versions.find(trained.mirror, "alpha@v1"), trained.mirror, follow)
         assert [path.name for path in place.iterdir()] == ["ballast"]
+    assert without_verdict(trained, "alpha@v1")
+
+
+def test_a_disk_that_is_full_while_the_environment_is_made_is_no_verdict(trained: Project) -> None:
+    (trained.settings.var / "environments").unlink()
+    with small_disk(trained.settings.environments, 1) as place:
+        (place / "ballast").write_bytes(bytes((1 << 20) - 24 * 1024))  # there is room for a lock, not for a Python
+        with pytest.raises(DiskFull, match="^no space left on this machine while the stages' environment was made"):
+            rebuilt(trained)
     assert without_verdict(trained, "alpha@v1")
 
 

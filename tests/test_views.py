@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,11 +27,12 @@ from retrace.rebuild import view
 from retrace.rebuild.conditions import varied
 from retrace.rebuild.culprits import culprits
 from retrace.rebuild.declared import Declared, of_lock
-from retrace.rebuild.sandbox import SandboxFailed, interpreter_folders
+from retrace.rebuild.sandbox import Kind, SandboxFailed, in_words, interpreter_folders
 from retrace.rebuild.stage import disk_full_told, run
 from retrace.rebuild.view import NotThere, cut
 from retrace.stage_check import check_stages
 from retrace.testing import assert_deterministic
+from retrace.workspace import UNFINISHED
 
 
 @pytest.fixture(params=KINDS)
@@ -167,6 +170,67 @@ def test_a_file_that_pyarrow_reads_in_the_home_directory_is_named_by_a_sandbox(s
         assert ended.startswith("train@alpha ends with code 1: ") and f"{site.home}/prices.parquet" in ended
 
 
+LEAVES = """
+places = [Path.home(), Path(tempfile.gettempdir()), Path(os.environ["TMPDIR"]), Path(os.environ["RETRACE_SCRATCH"])]
+places += [Path(place) for place in sys.path if place.endswith("watch")]
+assert len(set(places)) == 4, places
+for place in places:
+    (place / "deep").mkdir(exist_ok=True)
+    (place / "deep/left.txt").write_text("x")
+    (place / "deep").chmod(0o500)
+"""
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["Path.home()", "Path(os.environ['TMPDIR'])", "Path(os.environ['RETRACE_SCRATCH'])", "Path(sys.path[1])"],
+    ids=["home", "temporary", "scratch", "watch"],
+)
+def test_a_stage_reads_nothing_that_an_earlier_one_left_outside_its_outputs(site: Site, place: str) -> None:
+    around = site.around()
+    first = run(site.tree, site.stage(LEAVES), around)
+    assert (first.code, first.undeclared) == (0, ()), site.log()
+    second = site.stage(f"text = ({place} / 'deep/left.txt').read_text()", address="evaluate@alpha")
+    outcome = run(site.tree, second, around)
+    assert outcome.code == 1 and outcome.said.startswith("FileNotFoundError: "), outcome.said
+    assert outcome.said.endswith("/deep/left.txt'")
+
+
+def test_a_file_of_the_machine_s_own_settings_is_named(site: Site) -> None:
+    outcome, found = site.twice("""
+for name in ("hostname", "machine-id", "resolv.config"):
+    try: open(f"/etc/{name}").read()
+    except OSError: pass
+""")
+    assert outcome.code == 0
+    assert found == [
+        f"train@alpha reads /etc/{name}, outside the repository" for name in ("hostname", "machine-id", "resolv.config")
+    ]
+
+
+def test_what_python_reads_of_the_machine_s_settings_by_itself_is_not_named(site: Site) -> None:
+    outcome, found = site.twice("""
+import getpass, mimetypes, pwd, ssl, zoneinfo
+if os.path.exists("/etc/ssl/certs/ca-certificates.crt"):
+    ssl.create_default_context().load_verify_locations("/etc/ssl/certs/ca-certificates.crt")
+    open("/etc/ssl/certs/ca-certificates.crt").close()
+mimetypes.init()
+getpass.getuser(), pwd.getpwuid(os.getuid()), time.localtime(), zoneinfo.ZoneInfo("UTC"), Path.home()
+for name in ("hosts", "passwd", "nsswitch.conf"):
+    Path("/etc", name).read_text()
+""")
+    assert (outcome.code, found) == (0, []), site.log()
+
+
+def test_a_sandbox_that_leaves_the_network_open_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Landlock knows of TCP from its version 4 on."""
+    monkeypatch.setattr("retrace.rebuild.box.landlock_version", lambda: 4)
+    kinds: tuple[Kind, ...] = ("bubblewrap", "landlock", "view")
+    assert [in_words(kind) for kind in kinds] == ["bubblewrap", "landlock", "view"]
+    monkeypatch.setattr("retrace.rebuild.box.landlock_version", lambda: 3)
+    assert [in_words(kind) for kind in kinds] == ["bubblewrap", "landlock, network open", "view"]
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[int, list[str]]]:
     """The port of a server on this machine, and who has called it."""
@@ -286,7 +350,7 @@ def test_a_stage_that_runs_too_long_is_ended_with_all_that_it_started(site: Site
         run(site.tree, stage, site.around(timeout=1.5))
     assert str(raised.value) == (
         "train@alpha ran longer in its rebuild than the 0.025 minutes of its model's timeout_minutes and was stopped; "
-        "run this on a machine that is less busy"
+        f"run this on a machine that is less busy; its log is {site.folder}/logs/train@alpha.log"
     )
     assert (site.folder / "site/views/train@alpha/models/begun").exists()
     assert not processes_in(site.folder)
@@ -505,6 +569,7 @@ def test_the_toy_s_stages_are_as_they_should_be(project: Project) -> None:
     assert sorted(told) == sorted(f"runs {name}@{model} twice" for name in STAGES for model in ("alpha", "beta"))
     assert project.refs() == before
     assert not list(project.settings.workspaces.glob("*"))
+    assert not list(project.settings.logs.glob("doctor*"))
 
 
 def test_what_is_wrong_with_today_s_stages_is_told_and_what_comes_after_a_broken_one_is_left_out(
@@ -517,26 +582,99 @@ def test_what_is_wrong_with_today_s_stages_is_told_and_what_comes_after_a_broken
     project.commit()
     told: list[str] = []
     found = check_stages(project.settings, told.append)
+    logs = project.settings.logs / f"doctor--stages--{os.getpid()}"
     assert found == [
-        "features@alpha reads dvc.yaml, which it does not declare",
-        "features@alpha ends with code 1: FileNotFoundError: [Errno 2] No such file or directory: 'dvc.yaml'",
-        "train@beta is not deterministic: models/beta.skops has other bytes when it runs again",
+        f"features@alpha reads dvc.yaml, which it does not declare (log: {logs}/features@alpha.log)",
+        "features@alpha ends with code 1: FileNotFoundError: [Errno 2] No such file or directory: 'dvc.yaml' "
+        f"(log: {logs}/features@alpha.log)",
+        "train@beta is not deterministic: models/beta.skops has other bytes when it runs again "
+        f"(log: {logs}/train@beta.log)",
     ]
+    assert "FileNotFoundError" in (logs / "features@alpha.log").read_text()
+    assert not list(logs.glob(f"{UNFINISHED}*"))
     assert "runs train@alpha twice" not in told and "runs evaluate@beta twice" in told
 
 
 def test_a_project_s_own_test_says_whether_a_stage_is_deterministic(project: Project) -> None:
     pull_data(project.settings)
     before = {path: path.read_bytes() for path in project.root.glob("data/raw/events/*")}
+    logs = project.settings.logs / f"views-{os.getpid()}"
     assert_deterministic("validate@alpha", project.root)
     with pytest.raises(AssertionError, match="^dvc.yaml has no stage 'fit@alpha'; it has .*validate@alpha"):
         assert_deterministic("fit@alpha", project.root)
     with pytest.raises(NotThere, match="^train@alpha depends on data/features/alpha, which is not in"):
         assert_deterministic("train@alpha", project.root)
+    assert not logs.exists(), "nothing was found of a stage"
     spoil(project, "validate", "open('/proc/1/cmdline'); open('dvc.lock')")
     with pytest.raises(
         AssertionError, match="^validate@alpha reads dvc.lock, which it does not declare\nvalidate@alpha"
-    ):
+    ) as raised:
         assert_deterministic("validate@alpha", project.root)
+    assert str(raised.value).endswith(f"\nits log is {logs}/validate@alpha.log")
+    assert "dvc.lock" in (logs / "validate@alpha.log").read_text()
     assert {path: path.read_bytes() for path in project.root.glob("data/raw/events/*")} == before
     assert not list(project.settings.var.glob("views-*"))
+
+
+def test_a_project_s_own_test_fails_for_a_stage_whose_bytes_change(project: Project) -> None:
+    pull_data(project.settings)
+    spoil(project, "validate", 'write(f"reports/{model}/validation.json", str(time.time_ns())); return')
+    with pytest.raises(AssertionError) as raised:
+        assert_deterministic("validate@alpha", project.root)
+    assert str(raised.value).splitlines()[0] == (
+        "validate@alpha is not deterministic: reports/alpha/validation.json has other bytes when it runs again"
+    )
+
+
+# Where it all happens
+
+
+def without_root() -> list[str]:
+    """What a command begins with, to have no more rights than the owner of the files here, who may be root."""
+    if os.geteuid() != 0:
+        return []
+    command = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine makes no namespace of users, and the tests run as root")
+    return command
+
+
+LEAVES_READ_ONLY = """
+import os
+from pathlib import Path
+from retrace.config import Settings
+from retrace.workspace import temporary_folder
+
+settings = Settings.load(Path.cwd(), {})
+for place in ("open", "closed"):
+    with temporary_folder(settings, "views") as folder:
+        (folder / "home/deep").mkdir(parents=True)
+        (folder / "home/deep/file").touch()
+        for part in ("home/deep", "home", "") if place == "closed" else ("home",):
+            (folder / part).chmod(0o300 if part == "home" else 0o500)
+try:
+    Path("mine/new").touch()
+except PermissionError:
+    print(sorted(path.name for path in settings.var.iterdir()))
+"""
+
+
+def test_a_user_without_root_s_rights_gets_rid_of_read_only_folders(project: Project) -> None:
+    """Those that a stage leaves, and those of a process that was killed."""
+    for place in (
+        project.root / "mine",
+        project.settings.var / f"views-{2**22 + 1}/deep",
+    ):  # no process has this number
+        place.mkdir(parents=True)
+        (place / "file").touch()
+        place.chmod(0o500)
+    before = {path.name for path in project.settings.var.iterdir()} - {f"views-{2**22 + 1}"}
+    told = subprocess.run(
+        [*without_root(), sys.executable, "-P", "-c", LEAVES_READ_ONLY],
+        cwd=project.root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.stdout.strip() == str(sorted(before)), told.stderr

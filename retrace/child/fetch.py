@@ -20,11 +20,12 @@ def fetch(repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) 
     """
     reporter.phase("pull")
     lost: list[dict[str, Any]] = []
+    corrupt: list[dict[str, Any]] = []
     with store.reached(), ThreadPoolExecutor(_AT_ONCE) as pool:
-        wanted = [file for item in request["objects"] for file in _files(store, item, lost)]
+        wanted = [file for item in request["objects"] for file in _files(store, item, lost, corrupt)]
         found = list(pool.map(lambda item: _bring(store, item), wanted))
     lost += [item for item, state in zip(wanted, found, strict=True) if state == "missing"]
-    corrupt = [item for item, state in zip(wanted, found, strict=True) if state == "corrupt"]
+    corrupt += [item for item, state in zip(wanted, found, strict=True) if state == "corrupt"]
     return {
         "missing": [item["path"] for item in lost],
         "corrupt": [item["path"] for item in corrupt],
@@ -32,16 +33,20 @@ def fetch(repo: Any, store: Store, request: dict[str, Any], reporter: Reporter) 
     }
 
 
-def _files(store: Store, item: dict[str, Any], lost: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _files(
+    store: Store, item: dict[str, Any], lost: list[dict[str, Any]], corrupt: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What an object stands for; a folder whose list is no good is put with the lost or the corrupt ones."""
     if not item["md5"].endswith(".dir"):
         return [item]
     try:
         content: bytes = store.remote.fs.cat_file(store.remote.oid_to_path(item["md5"]))
     except FileNotFoundError:
-        content = b""
+        lost.append(item)
+        return []
     files = files_of(content, item["md5"])
     if files is None:
-        lost.append(item)
+        corrupt.append(item)
         return []
     return [{"path": f"{item['path']}/{name}", "md5": md5, "sha256": None} for name, md5 in files.items()]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from retrace.environment import PYTHON_VERSION, REQUIREMENTS, EnvironmentFailed,
 from retrace.git import escape_ref_part
 from retrace.health.left import Left, size_below, touched, touched_below
 from retrace.health.scope import Scope, local_refs, object_ids
+from retrace.reproduce import PARTIAL, REBUILDS
 
 TEMPORARY = ("site", "dags", "views", "forget")  # the names that `temporary_folder` is called with
 _ENVIRONMENT = re.compile(r"[0-9a-f]{16}")
@@ -36,21 +36,44 @@ def temporary_folders(scope: Scope) -> Iterator[Left]:
     """Folders of processes that were killed; they bear its number."""
     for name in TEMPORARY:
         for folder in sorted(scope.settings.var.glob(f"{name}-*")):
-            process = folder.name.removeprefix(f"{name}-")
-            if process.isdecimal() and not workspace.lives(int(process)):
+            if _is_dead(folder.name.removeprefix(f"{name}-")):
                 yield Left(folder.name, touched(folder), _removal(folder), size_below(folder))
+
+
+def _is_dead(process: str) -> bool:
+    return process.isdecimal() and not workspace.lives(int(process))
 
 
 def _removal(*places: Path) -> Callable[[], bool]:
     def remove() -> bool:
         for place in places:
             if place.is_dir():
-                shutil.rmtree(place)
+                workspace.remove_folder(place)
             else:
                 place.unlink(missing_ok=True)
         return True
 
     return remove
+
+
+def logs(scope: Scope) -> Iterator[Left]:
+    """Logs of rebuilds and checks that were killed before they could say whether anybody needs them."""
+    marks = [mark for depth in ("*", "*/*") for mark in scope.settings.logs.glob(f"{depth}/{workspace.UNFINISHED}*")]
+    for mark in sorted(marks):
+        if _is_dead(mark.name.removeprefix(workspace.UNFINISHED)):
+            yield Left(mark.parent.name, touched(mark), _removal(mark.parent), size_below(mark.parent))
+
+
+def partial_rebuilds(scope: Scope) -> Iterator[Left]:
+    """Rebuilds whose process was killed while it put them where they were to stay; they bear its number."""
+    for folder in sorted((scope.settings.var / REBUILDS).glob(f"*{PARTIAL}")):
+        if _is_dead(folder.stem.rpartition("-")[2]):
+            yield Left(folder.name, touched(folder), _removal(folder), size_below(folder))
+
+
+def kept_rebuilds(scope: Scope) -> list[Path]:
+    """Rebuilds that somebody asked to keep."""
+    return sorted(path for path in (scope.settings.var / REBUILDS).glob("*--*") if path.suffix != PARTIAL)
 
 
 def environments(scope: Scope) -> Iterator[Left]:

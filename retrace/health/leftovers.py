@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from retrace.health import left_files, left_refs
 from retrace.health.finding import Finding, Section, size_of
-from retrace.health.left import Left
+from retrace.health.left import Left, size_below
 from retrace.health.scope import Scope
 from retrace.wording import counted
 
@@ -35,6 +35,8 @@ _KINDS = (
     _Kind("scoring", "older than doctor.keep_runs_days", left_refs.scores),
     _Kind("workspace", "that no process holds", left_files.workspaces),
     _Kind("temporary folder", "of processes that have ended", left_files.temporary_folders),
+    _Kind("log folder", "of rebuilds and checks that were killed", left_files.logs),
+    _Kind("half-moved rebuild", "of `retrace reproduce --keep`", left_files.partial_rebuilds),
     _Kind("environment", "half-made, or of no version, run or branch", left_files.environments),
     _Kind("scratch folder", "of trainings that ended long ago", left_files.scratch),
     _Kind("run cache", "of runs that are over", left_files.run_caches),
@@ -45,7 +47,17 @@ _KINDS = (
 def leftovers(scope: Scope, *, fix: bool) -> Section:
     """Find what is left, kind by kind, and remove it with `fix`."""
     findings = [finding for kind in _KINDS for finding in _of_kind(scope, kind, fix=fix)]
-    return Section(_SECTION, "" if findings else "none", tuple(findings))
+    return Section(_SECTION, "" if findings else "none", (*findings, *_kept(scope)))
+
+
+def _kept(scope: Scope) -> Iterator[Finding]:
+    """Rebuilds that somebody asked to keep are not left behind, but nothing else tells of them."""
+    kept = left_files.kept_rebuilds(scope)
+    if kept:
+        size = size_below(*kept)
+        told = f"{counted(len(kept), 'rebuild')} kept by `retrace reproduce --keep`, {size_of(size)}"
+        text = f"{told}: remove from {kept[0].parent} what nobody needs any more"
+        yield Finding("rebuild-kept", text, "noted", {"names": [folder.name for folder in kept], "size": size})
 
 
 def _of_kind(scope: Scope, kind: _Kind, *, fix: bool) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, read a folder
 _FILE = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # those that a single file can be given
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _TCP = 1 << 0 | 1 << 1
-_TCP_SINCE = 4
+_TCP_SINCE = 4  # Linux 6.7
 
 
 class _Ruleset(ctypes.Structure):
@@ -48,6 +48,11 @@ def landlock_version() -> int:
     return max(0, int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1)))
 
 
+def landlock_shuts_network() -> bool:
+    """Whether this kernel's Landlock knows of the network at all."""
+    return landlock_version() >= _TCP_SINCE
+
+
 def _called(library: Any, *arguments: Any) -> int:
     result = int(library.syscall(*arguments))
     if result < 0:
@@ -57,7 +62,10 @@ def _called(library: Any, *arguments: Any) -> int:
 
 
 def shut_in(readable: list[str], writable: list[str]) -> None:
-    """Let this process and all that it starts read and write below these paths only, and reach no server by TCP."""
+    """Let this process and all that it starts read and write below these paths only.
+
+    Where the kernel knows how, it reaches no server by TCP either.
+    """
     library = ctypes.CDLL(None, use_errno=True)
     version = landlock_version()
     known = max(right for since, right in _FILE_RIGHTS.items() if since <= version)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrace.config import Settings
-from retrace.dvcfiles import PipelineError, in_order
+from retrace.dvcfiles import PipelineError, StageTemplate, in_order
 from retrace.process import Job, run_job
 from retrace.workspace import Workspace
 
@@ -18,8 +18,8 @@ class Declared:
     """A stage of one model: its command line, the paths that it reads and writes, the parameters that it names.
 
     `parameters` are keys by file. `made` and `read` are, by path, the md5 that the lock records of an output or a
-    dependency (`.dir` for a folder); empty where there is no lock. Raises `PipelineError` for a path that leads out of
-    the repository, which a rebuild can neither have nor may write to.
+    dependency (`.dir` for a folder), `values` what it records of the parameters; empty where there is no lock. Raises
+    `PipelineError` for a path that leads out of the repository, which a rebuild can neither have nor may write to.
     """
 
     address: str
@@ -29,6 +29,7 @@ class Declared:
     outputs: tuple[str, ...]
     made: Mapping[str, str] = field(default_factory=dict)
     read: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "/" in self.address:
@@ -62,8 +63,29 @@ def _command(lines: str | list[str]) -> str:
 def _of_entry(address: str, entry: Mapping[str, Any]) -> Declared:
     read = {str(dep["path"]): str(dep["md5"]) for dep in entry.get("deps", ())}
     made = {str(out["path"]): str(out["md5"]) for out in entry.get("outs", ())}
-    parameters = {str(name): tuple(map(str, keys)) for name, keys in (entry.get("params") or {}).items()}
-    return Declared(address, _command(entry["cmd"]), tuple(read), parameters, tuple(made), made, read)
+    values = {str(name): {str(key): value for key, value in kept.items()} for name, kept in _params(entry).items()}
+    parameters = {name: tuple(kept) for name, kept in values.items()}
+    return Declared(address, _command(entry["cmd"]), tuple(read), parameters, tuple(made), made, read, values)
+
+
+def _params(entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return entry.get("params") or {}
+
+
+def of_template(template: StageTemplate, model: str) -> Declared:
+    """A stage of dvc.yaml with the model's name filled in: all that most need, and without DVC, which is slow to start.
+
+    Any other expression stays as it is written; so do several commands, and parameters of other files are left out.
+    """
+
+    def filled(texts: Iterable[str]) -> tuple[str, ...]:
+        return tuple(text.replace("${key}", model) for text in texts)
+
+    parameters = {"params.yaml": filled(template.parameters)} if template.parameters else {}
+    (command,) = filled([template.command])
+    return Declared(
+        template.address(model), command, filled(template.dependencies), parameters, filled(template.outputs)
+    )
 
 
 def of_checkout(settings: Settings, checkout: Workspace, log: Path) -> tuple[Declared, ...]:

@@ -6,6 +6,7 @@ nothing there, and writes no ref.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from retrace import dvcfiles, environment, machine
 from retrace.config import Settings
+from retrace.dvcfiles import PipelineError
 from retrace.environment import EnvironmentFailed, EnvironmentLock
 from retrace.errors import RetraceError
 from retrace.git import Mirror
@@ -24,7 +26,7 @@ from retrace.rebuild import compare, raw
 from retrace.rebuild.compare import Departure, MetricChange
 from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.culprits import culprits
-from retrace.rebuild.declared import Declared, of_lock, outputs_of
+from retrace.rebuild.declared import Declared, of_checkout, of_lock, of_template, outputs_of
 from retrace.rebuild.sandbox import Kind
 from retrace.rebuild.stage import Outcome, Surroundings, run, take_over
 from retrace.rebuild.view import clear
@@ -123,7 +125,7 @@ class _Rebuild:
         self.hidden = places(settings, (space.site_cache, "."), (space.path, "."))
 
     def perform(self) -> None:
-        record, stages = self._read()
+        record, stages, declared = self._read()
         if record is None:
             return
         facts = {stage.name: stage.facts for stage in record.stages}
@@ -133,12 +135,14 @@ class _Rebuild:
         # The outputs that git keeps came with the checkout: to be made again they must not be there.
         for path in outputs_of(stages):
             clear(self.space.path / path)
-        self.result.missing += compare.contradictions(self.space.path, stages, facts)
+        contradictions = compare.contradictions(self.space.path, stages, facts)
+        contradictions += self._other_than_declared(stages, declared)
+        self.result.missing += dict.fromkeys(contradictions)
+        minutes = self._minutes(record)
         self._raw_data(stages)
         if folder is None or self.result.missing:
             return
         self.result.here = machine.describe(folder)
-        minutes = float(record.parameters.get("timeout_minutes", _TIMEOUT_MINUTES))
         around = Surroundings(
             self.space.site_cache, folder, self.result.sandbox, self.result.conditions, self.logs, minutes * 60
         )
@@ -148,7 +152,8 @@ class _Rebuild:
                 break
         self._judge_metrics(facts)
 
-    def _read(self) -> tuple[Record | None, tuple[Declared, ...]]:
+    def _read(self) -> tuple[Record | None, tuple[Declared, ...], tuple[Declared, ...]]:
+        """The record, and the model's stages: by dvc.lock, and by dvc.yaml as far as it can be told without DVC."""
         short = f"commit {self.version.commit[:8]}"
         try:
             record = read_record(self.mirror, self.version)
@@ -156,17 +161,18 @@ class _Rebuild:
             wanted = dvcfiles.stages(
                 (self.mirror.read(self.version.commit, "dvc.yaml") or b"").decode(), f"dvc.yaml of {short}"
             )
+            declared = tuple(of_template(template, self.version.model) for template in wanted)
         except RetraceError as error:  # nothing is asked here but this machine's mirror: none of it passes
             self.result.missing.append(str(error))
-            return None, ()
+            return None, (), ()
         except (KeyError, TypeError, ValueError) as error:
             self.result.missing.append(f"the record in {short} is not one that Retrace wrote ({error!r})")
-            return None, ()
+            return None, (), ()
         locked = {stage.address for stage in found}
-        addresses = [template.address(self.version.model) for template in wanted]
+        addresses = [stage.address for stage in declared]
         lacking = [f"dvc.lock of {short} has no {address}" for address in addresses if address not in locked]
         self.result.missing += [*self._another_tag(), *lacking]
-        return record, found
+        return record, found, declared
 
     def _another_tag(self) -> list[str]:
         """A ref that somebody pointed at the tag object of another version."""
@@ -185,9 +191,30 @@ class _Rebuild:
         self.result.missing += [f"{path} is a link out of the repository" for path in outside]
         return bool(outside)
 
+    def _other_than_declared(self, stages: tuple[Declared, ...], declared: tuple[Declared, ...]) -> list[str]:
+        """DVC, which takes seconds to start, is asked only for what dvc.yaml does not say by itself."""
+        if not compare.other_than_declared(stages, declared):
+            return []
+        try:
+            return compare.other_than_declared(stages, of_checkout(self.settings, self.space, self.logs / "dvc.log"))
+        except PipelineError as error:
+            return [str(error)]
+
+    def _minutes(self, record: Record) -> float:
+        value = record.parameters.get("timeout_minutes", _TIMEOUT_MINUTES)
+        try:
+            minutes = float(value)
+        except (TypeError, ValueError):
+            minutes = math.nan
+        if not 0 < minutes < math.inf:
+            self.result.missing.append(
+                f"params.yaml of its commit has {value!r} as timeout_minutes of {self.version.model}, which is no time"
+            )
+        return minutes
+
     def _environment(self, record: Record) -> Path | None:
         lock = EnvironmentLock.of_commit(self.mirror, self.version.commit)
-        made = (self.settings.environments / lock.digest[:16]).exists()
+        made = environment.is_made(lock, self.settings.environments)
         self.follow("environment", "" if made else "is being made")
         try:
             folder = environment.ensure(lock, self.settings.environments)
@@ -229,19 +256,30 @@ class _Rebuild:
             self.follow(stage.name, f"{outcome.seconds:6.1f} s  failed: {failure}")
             return False
         departures = tuple(compare.departures(stage, outcome.view, files))
-        self.result.stages.append(StageOutcome(stage, outcome.seconds, departures, undeclared=undeclared))
+        failure = self._spoilt_metrics(stage, outcome)
+        self.result.stages.append(StageOutcome(stage, outcome.seconds, departures, failure, undeclared))
         said = "identical" if not departures else "differs: " + ", ".join(item.path for item in departures)
-        self.follow(stage.name, f"{outcome.seconds:6.1f} s  {said}")
+        self.follow(stage.name, f"{outcome.seconds:6.1f} s  {f'failed: {failure}' if failure else said}")
         return take_over(self.space.path, stage, outcome, linked=self.result.sandbox != "view")
+
+    @property
+    def _metrics(self) -> str:
+        return f"metrics/{self.version.model}.json"
+
+    def _spoilt_metrics(self, stage: Declared, outcome: Outcome) -> str:
+        """Metrics that cannot be compared are a stage's failure, whatever its exit code."""
+        made = outcome.view / self._metrics
+        if self._metrics not in stage.outputs or not made.is_file() or compare.is_json(made.read_bytes()):
+            return ""
+        return f"{stage.address} left {self._metrics} that is no JSON"
 
     def _failure(self, stage: Declared, outcome: Outcome) -> str:
         ended = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"ended with code {outcome.code}"
         return f"{stage.address} {ended}: {self._hide(outcome.said)}"
 
     def _judge_metrics(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
-        path = f"metrics/{self.version.model}.json"
-        made = self.space.path / path
-        recorded = self.mirror.read(self.version.commit, path)
+        made = self.space.path / self._metrics
+        recorded = self.mirror.read(self.version.commit, self._metrics)
         self.result.metrics = compare.metric_changes(recorded, made.read_bytes() if made.is_file() else None)
         first = self.result.first
         if first is not None:

@@ -19,6 +19,7 @@ from retrace.rebuild import box
 Kind = Literal["bubblewrap", "landlock", "view"]
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
 _KERNEL = ("/proc", "/sys", "/dev")
+# Without /dev/shm there are no semaphores, and so neither a pool of processes nor joblib.
 _SCRATCH_DEVICES = ("/dev/null", "/dev/shm", "/dev/tty", "/dev/zero")
 
 
@@ -65,6 +66,11 @@ def kinds() -> tuple[Kind, ...]:
     if box.landlock_version() > 0:
         found.append("landlock")
     return (*found, "view")
+
+
+def in_words(kind: Kind) -> str:
+    """What a verdict says of a sandbox on this machine: no more than it does."""
+    return "landlock, network open" if kind == "landlock" and not box.landlock_shuts_network() else kind
 
 
 def interpreter_folders(environment: Path) -> tuple[Path, ...]:

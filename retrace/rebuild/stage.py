@@ -23,6 +23,7 @@ from retrace.rebuild.conditions import Conditions
 from retrace.rebuild.declared import Declared
 from retrace.rebuild.sandbox import Kind, Sandbox, SandboxFailed, interpreter_folders, request
 from retrace.stage import stage_environment
+from retrace.workspace import remove_folder
 
 _DISK_FULL = "No space left on device"
 _ROOM = 1 << 20  # bytes: with less a stage may not even have been able to say why it failed
@@ -67,8 +68,7 @@ def run(tree: Path, stage: Declared, around: Surroundings) -> Outcome:
     place = around.views / stage.address
     view.make(tree, stage, place, linked=around.kind != "view")
     sandbox, folders = _sandbox(stage, place, around)
-    told = around.site / "watch" / f"{stage.address}.jsonl"
-    told.unlink(missing_ok=True)  # of an earlier run of the stage
+    told = folders["watch"] / f"{stage.address}.jsonl"
     conditions = around.conditions
     variables = {
         **stage_environment(around.environment, folders["home"], folders["scratch"]),
@@ -126,11 +126,13 @@ def _sandbox(stage: Declared, place: Path, around: Surroundings) -> tuple[Sandbo
     folders = {
         "home": around.site / around.conditions.home,
         "tmp": around.views.parent / "tmp",
-        "scratch": around.views.parent / "scratch",  # of these conditions alone: nothing is gone on with
+        "scratch": around.views.parent / "scratch",  # nothing is gone on with in a rebuild
         "watch": around.site / "watch",
     }
     for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():  # what an earlier stage left in it would be an input that no stage declares
+            remove_folder(folder)
+        folder.mkdir(parents=True)
     (folders["watch"] / "sitecustomize.py").write_text(watch.SITE)
     outputs = dict.fromkeys((place / path).parent for path in stage.outputs)
     readable = (place, *interpreter_folders(around.environment))
@@ -158,7 +160,7 @@ def _boxed(asked: dict[str, Any], log: Path, timeout: float | None, stage: Decla
         if not select.select([reading], [], [], timeout)[0]:
             raise StageTimeout(
                 f"{stage.address} ran longer in its rebuild than the {(timeout or 0) / 60:g} minutes of its model's "
-                "timeout_minutes and was stopped; run this on a machine that is less busy"
+                f"timeout_minutes and was stopped; run this on a machine that is less busy; its log is {log}"
             )
         said = os.read(reading, 16)
     finally:

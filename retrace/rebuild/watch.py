@@ -12,6 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "RETRACE_WATCHED"
+# What Python and its libraries read by themselves, for names of users and hosts, for TLS, time zones and file types.
+_SYSTEM_FILES = (
+    "/etc/apache2/mime.types",
+    "/etc/ca-certificates",
+    "/etc/gai.conf",
+    "/etc/group",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/httpd",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/ld.so.preload",
+    "/etc/locale.alias",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/pki",
+    "/etc/protocols",
+    "/etc/resolv.conf",
+    "/etc/services",
+    "/etc/ssl",
+    "/etc/timezone",
+)
 
 SITE = f'''\
 import json
@@ -21,7 +46,7 @@ import sys
 
 def _watch():
     told = os.open(os.environ["{VARIABLE}"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    quiet = (sys.prefix, sys.base_prefix, "/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/")
+    quiet = (sys.prefix, sys.base_prefix, "/usr/", "/lib", "/proc/", "/sys/", "/dev/")
 
     def hook(event, arguments):
         if event == "open":
@@ -70,9 +95,9 @@ def read(told: Path) -> Watched:
 def undeclared(watched: Watched, view: Path, allowed: Iterable[Path], declared: Iterable[str]) -> list[str]:
     """In words, what a stage asked for that it does not declare: files of the repository, files elsewhere, hosts.
 
-    `declared` are paths below the view; below `allowed` everything may be read.
+    `declared` are paths below the view; below `allowed`, and of the system's own files, everything may be read.
     """
-    roots = [str(path) for path in allowed]
+    roots = [*map(str, allowed), *_SYSTEM_FILES]
     own = tuple(declared)
     found = []
     for name in watched.files:
