@@ -235,6 +235,16 @@ class AirflowServer:
         """The state of every task of a run."""
         return {task_id: task["state"] for task_id, task in self.tasks(dag_id, run_id).items()}
 
+    def xcoms(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """What the tasks of a run left for others: task -> key -> value."""
+        instances = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances"
+        left: dict[str, dict[str, Any]] = {}
+        for entry in self._request("GET", f"{instances}/~/xcomEntries?limit=100", None)["xcom_entries"]:
+            task, key = entry["task_id"], entry["key"]
+            told = self._request("GET", f"{instances}/{task}/xcomEntries/{key}?deserialize=true", None)
+            left.setdefault(task, {})[key] = told["value"]
+        return left
+
     def wait_for_runs(self, dag_id: str, count: int, seconds: float = 120.0) -> Sequence[Run]:
         """Wait until at least so many runs of the DAG have ended, and return all that have."""
         self.wait(lambda: len(_ended(self.runs(dag_id))) >= count, seconds, f"{count} runs of {dag_id} to end")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from retrace.stage import StageResult
 
 BIG = "2013-02"  # its partition takes many packets
 PREFIX = "outages"
+NOTICED_SECONDS = 45  # S3's own client gives up only after several minutes of silence
 
 
 @dataclass
@@ -112,6 +114,16 @@ def connected(site: Site) -> Iterator[None]:
 
 
 @contextmanager
+def noticed_in_seconds() -> Iterator[None]:
+    """However the block ends, it does so before S3's own client would have given up."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        assert time.monotonic() - started < NOTICED_SECONDS
+
+
+@contextmanager
 def closed_during_the_pull(site: Site) -> Iterator[None]:
     site.wire.break_after(100_000, "down", "closed")
     yield
@@ -137,7 +149,7 @@ OUTAGES: dict[str, Callable[[Site], AbstractContextManager[None]]] = {
 def test_a_remote_that_cannot_be_read_fails_the_stage_and_a_retry_finishes(site: Site, outage: str) -> None:
     run, commit = site.before("features")
     site.forget()
-    with OUTAGES[outage](site), pytest.raises(RemoteUnavailable) as caught:
+    with OUTAGES[outage](site), pytest.raises(RemoteUnavailable) as caught, noticed_in_seconds():
         site.stage("features", run, commit)
     assert isinstance(caught.value, TransientError)
     assert f"s3://{site.server.bucket}/{PREFIX} does not answer" in str(caught.value)
@@ -299,8 +311,21 @@ def test_a_push_that_is_killed_leaves_whole_objects_and_is_finished_by_the_next(
     assert all(name.removesuffix(".dir") == md5 for name, md5 in site.objects().items())
 
 
-def test_a_stage_that_is_killed_in_its_push_is_finished_by_a_retry(site: Site) -> None:
-    """The second file of the features is on its way, and the directory's object is still to come."""
+@pytest.mark.parametrize(
+    ("action", "error", "said"),
+    [
+        (kill_children, ChildDied, "features@alpha was killed before it finished"),
+        (lambda: None, RemoteUnavailable, f"{PREFIX} does not answer .*; check that it is up"),
+    ],
+    ids=["killed", "silent"],
+)
+def test_a_stage_that_ends_in_its_push_is_finished_by_a_retry(
+    site: Site, action: Callable[[], None], error: type[Exception], said: str
+) -> None:
+    """The second file of the features is on its way, and the directory's object is still to come.
+
+    The process is killed, or nothing but the silence of the remote ends it.
+    """
     run, commit = site.before("features")
     facts = event.facts_of(site.project.mirror.read(site.made("features"), "lineage/alpha/features.json") or b"")
     [made] = facts["outputs"]
@@ -308,8 +333,8 @@ def test_a_stage_that_is_killed_in_its_push_is_finished_by_a_retry(site: Site) -
     places = [stored(site.server, PREFIX, md5) for md5 in (made["md5"], *(file["md5"] for file in made["files"]))]
     for place in places:
         place.unlink()
-    site.wire.stall_upload(2, kill_children)
-    with pytest.raises(ChildDied, match="features@alpha was killed before it finished") as caught:
+    site.wire.stall_upload(2, action)
+    with pytest.raises(error, match=said) as caught, noticed_in_seconds():
         site.stage("features", run, commit)
     assert site.wire.broken, "the push was over before the wire fell silent"
     site.wire.mend()

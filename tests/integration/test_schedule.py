@@ -14,6 +14,7 @@ from airflow_server import AirflowServer, Run
 from command import left_behind, served
 from projects import STAGES, Project, day
 
+from retrace.airflow.links import MlflowLink
 from retrace.lineage import event
 from retrace.runs import COMPLETE, chain
 from retrace.verdicts import IDENTICAL, newest
@@ -21,6 +22,12 @@ from retrace.versions import Version, champions, versions
 
 PATIENCE = 300.0
 TASKS = {"snapshot", *STAGES, "register", "gate", "publish", "cleanup"}
+# A run's date -> the end of the data that was known then.
+BACKFILLED = {
+    "2013-02-03 07:00": "2013-02-01",
+    "2013-03-03 07:00": "2013-03-01",
+    "2013-04-03 07:00": "2013-04-01",
+}
 
 
 class Scene:
@@ -45,8 +52,8 @@ class Scene:
             source.execute("ROLLBACK")
         self.wait("the retrains on new data", lambda: all(self.ended(name, "asset_triggered") for name in self.asked))
         self.repeated = server.trigger("ingest", conf={"until": "2013-06-01"})
-        server.backfill("gamma", day("2013-02-01"), day("2013-03-31"), max_active_runs=2)
-        self.wait("the backfill", lambda: len(self.ended("gamma", "backfill")) == 2)
+        server.backfill("gamma", day("2013-02-01"), day("2013-04-30"), max_active_runs=2)
+        self.wait("the backfill", lambda: len(self.ended("gamma", "backfill")) == len(BACKFILLED))
         server.wait_for_runs("ingest", 2, PATIENCE)
         server.wait_for_runs("beta", 1, PATIENCE)
         for name in ("audit", "doctor"):
@@ -128,11 +135,11 @@ def test_a_backfill_makes_a_version_a_date_of_what_was_known_then_one_at_a_time_
     scene: Scene,
 ) -> None:
     runs = {run.run_id: run for run in scene.ended("gamma", "backfill")}
-    assert [run.state for run in runs.values()] == ["success"] * 2
+    assert [run.state for run in runs.values()] == ["success"] * len(BACKFILLED)
     known = scene.versions("gamma")
     dates = {str(run.logical_date)[:16]: through(known[run.run_id]) for run in runs.values()}
-    assert dates == {"2013-02-03 07:00": "2013-02-01", "2013-03-03 07:00": "2013-03-01"}
-    assert sorted(known[run_id].number for run_id in runs) == [3, 4]
+    assert dates == BACKFILLED
+    assert sorted(known[run_id].number for run_id in runs) == [3, 4, 5]
     assert champions(scene.project.mirror)["gamma", "champion"].number == 2
 
     held = []
@@ -146,6 +153,18 @@ def test_a_backfill_makes_a_version_a_date_of_what_was_known_then_one_at_a_time_
 
 def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def test_only_a_commit_id_goes_from_task_to_task(scene: Scene) -> None:
+    (run,) = scene.ended("gamma", "asset_triggered")
+    version = scene.versions("gamma")[run.run_id]
+    handed_on = {link.stage.partition("@")[0]: link.commit for link in chain(scene.project.mirror, version.commit)}
+    assert set(handed_on) == {"snapshot", *STAGES}
+    handed_on |= dict.fromkeys(("register", "gate", "publish"), version.commit)
+    told = scene.server.xcoms("gamma", run.run_id)
+    link = told["publish"].pop(MlflowLink().xcom_key)
+    assert link is None or link.startswith("http"), "the page that the task links to"
+    assert told == {task: {"return_value": commit} for task, commit in handed_on.items()}
 
 
 def test_what_may_pass_is_retried_and_bad_data_is_not(scene: Scene) -> None:

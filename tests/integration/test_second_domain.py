@@ -32,8 +32,9 @@ def clinic(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Path
 
 def test_another_domain_runs_without_an_edit_of_the_engine(clinic: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    told = retrace(clinic, home, "demo")
-    assert "malignant@v2 is champion" in told
+    assert "malignant@v1 is champion" in retrace(clinic, home, "demo")
+    assert "biopsies adds 124 rows" in retrace(clinic, home, "ingest", "--until", "2020-04-01")
+    assert "malignant@v2 is champion" in retrace(clinic, home, "retrain", "malignant")
     log = json.loads(retrace(clinic, home, "log", "--json"))
     assert [entry["version"] for entry in log] == ["malignant@v1", "malignant@v2"]
     assert log[1]["aliases"] == ["champion"] and log[1]["metrics"]["accuracy"] > 0.7
