@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from retrace.config import Settings, find_root
 from retrace.errors import RetraceError
 
+
+class VarUnusable(RetraceError):
+    """The folder of this machine's state cannot be made, or cannot be written."""
+
+
+class _Stoppable(TyperGroup):
+    """Commands that say so when they are stopped. Typer would take every signal for Ctrl-C and say nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            print("stopped", file=sys.stderr)
+            raise typer.Exit(getattr(interrupt, "exit_code", 130)) from None
+
+
 app = typer.Typer(
+    cls=_Stoppable,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,13 +63,8 @@ def _date(value: str | None, option: str) -> datetime | None:
 
 
 def end(work: Callable[[], int]) -> NoReturn:
-    """Run to the end and leave with its exit code. Typer would take every signal for Ctrl-C and say nothing."""
-    try:
-        code = work()
-    except KeyboardInterrupt as interrupt:
-        print("stopped", file=sys.stderr)
-        code = getattr(interrupt, "exit_code", 130)
-    raise typer.Exit(code)
+    """Run to the end and leave with its exit code."""
+    raise typer.Exit(work())
 
 
 @app.command()
@@ -239,13 +253,38 @@ def main() -> None:
     import retrace.cli_past  # noqa: F401 - adds its commands
 
     try:
-        app()
+        _run()
     except RetraceError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+
+
+def _run() -> None:
+    """Run the command; that `var` cannot be used is told as such, whatever file was the first to be refused."""
+    try:
+        app()
+    except OSError as error:
+        if isinstance(error.filename, str):
+            _check_var(Path(error.filename))
+        raise
+
+
+def _check_var(refused: Path) -> None:
+    """Raise `VarUnusable` if a file was refused because `var`, where it was to be, takes none."""
+    var = settings_here().var
+    if not refused.is_relative_to(var) and not var.is_relative_to(refused):
+        return
+    try:
+        var.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=var):
+            pass
+    except OSError as error:
+        raise VarUnusable(
+            f"{var} takes none of Retrace's files ({error.strerror}); set RETRACE_VAR to a folder that you can write"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from retrace.forkserver import forkserver
 from retrace.git import Git, Mirror
 from retrace.process import child_environment
 from retrace.progress import Terminal
+from retrace.reader import reader
 from retrace.register import snapshot_facts
 from retrace.registry.early import import_early, store_made_early
 from retrace.runs import SNAPSHOT, Run, chain, code_commit, data_as_of, data_commits, discard, params_at
@@ -33,12 +34,17 @@ if TYPE_CHECKING:
     from retrace.airflow.inprocess import TaskEvent
 
 
-_OWN_REFS = tuple(f"refs/{name}/" for name in ("runs", "scores", "locks", "verdicts", "forgotten"))
+_LOCKS = "refs/locks/"
+_OWN_REFS = (_LOCKS, *(f"refs/{name}/" for name in ("runs", "scores", "verdicts", "forgotten")))
 _SENDER_SECONDS = 45.0  # a sender drops what has waited for 30 s
 
 
 class StepFailed(RetraceError):
     """A step of the demo failed; its own message has been shown."""
+
+
+class StillRunning(RetraceError):
+    """Servers or a run work with what is to be removed."""
 
 
 class Session:
@@ -138,7 +144,8 @@ def _off_main(settings: Settings, code: str) -> list[str]:
 
 
 def _left_out(settings: Settings, code: str) -> list[str]:
-    status = Git(settings.root).out("status", "--porcelain", "--untracked-files=all", "-z")
+    # With a rename an entry would have two paths, the second of them without a status before it.
+    status = Git(settings.root).out("status", "--porcelain", "--no-renames", "--untracked-files=all", "-z")
     entries = [entry for entry in status.split("\0") if entry]
     changed = [entry[3:] for entry in entries if not entry.startswith("??") or entry[3:] != "dvc.lock"]
     if not changed:
@@ -332,7 +339,7 @@ def _farewell(settings: Settings, params: Params) -> None:
     model = next(iter(params.models))
     print("\n$ retrace log")
     print("\n".join(log_lines(settings, None, as_json=False)))
-    name = versions.versions(Git(settings.root), model)[-1].name
+    name = versions.versions(reader(settings), model)[-1].name
     print(f"\n$ retrace show {name}")
     print("\n".join(show_lines(settings, name, as_json=False)))
     following = {
@@ -351,12 +358,37 @@ def run_reset(settings: Settings, ask: Callable[[str], str] | None) -> int:
     """`retrace demo-reset`: the exit code. `ask` puts a question and returns the answer; without it nobody is asked."""
     if Path(settings.origin) != settings.root:
         raise ConfigError(f"demo-reset is for a repository that is its own origin; this one's is {settings.origin}")
+    _refuse_while_in_use(settings)
     if ask is not None and ask(f"{_what_goes(settings)}; go on? [y/N] ").strip().lower() not in ("y", "yes"):
         print("nothing is removed")
         return 1
     for line in _reset(settings):
         print(line)
     return 0
+
+
+def _refuse_while_in_use(settings: Settings) -> None:
+    """Raise `StillRunning` while a process works with what a reset removes: it would write into what is gone."""
+    if _services_run(settings):
+        raise StillRunning(f"the servers of {settings.root} are running; stop them with `make down` first")
+    mirror = Mirror.open(settings.mirror, settings.origin)
+    for ref in mirror.remote_refs(f"{_LOCKS}*"):
+        held = lease.holder(mirror, ref.removeprefix(_LOCKS))
+        if held is not None and not held[1].free():
+            model, _, publishes = ref.removeprefix(_LOCKS).partition(".")
+            what = "being written to MLflow" if publishes else f"being retrained by {held[1].run_id}"
+            raise StillRunning(
+                f"{model} is {what}; wait for it to end, or if it was killed, give its lease up with "
+                f"`git update-ref -d {ref}`"
+            )
+
+
+def _services_run(settings: Settings) -> bool:
+    """Whether a process lives that `retrace up` has written down."""
+    from retrace.airflow.services import Started
+
+    record = settings.var / "run/services.json"
+    return record.exists() and any(Started(**entry).is_alive() for entry in json.loads(record.read_text()))
 
 
 def _what_goes(settings: Settings) -> str:

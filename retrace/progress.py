@@ -123,6 +123,8 @@ class Terminal:
                 continue
             said = _last_line(step["log"]) if step["text"] in ("", "run") else step["text"]
             with self._lock:
+                if self._step is not step:
+                    continue  # it has ended meanwhile: its live line would stand below its last one
                 seconds = time.monotonic() - self._since
                 self._clear()
                 self._write(f"\r    {step['step']:<9} {said[:_WIDTH]:<{_WIDTH}} {seconds:6.1f} s")

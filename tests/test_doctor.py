@@ -665,7 +665,7 @@ def test_services_that_do_not_answer_are_named_with_the_reason(project: Project)
     assert told == ["MLflow: http://127.0.0.1:9 does not answer (ConnectionError); check that it is up"]
 
 
-def test_what_mlflow_shows_is_compared_with_git(project: Project) -> None:
+def test_what_mlflow_shows_is_compared_with_git(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     from retrace.registry import prepare
@@ -679,6 +679,8 @@ def test_what_mlflow_shows_is_compared_with_git(project: Project) -> None:
     assert sections(project.settings)["views"] == Section("views", "MLflow has 1 version", ())
     version = versions.find(project.mirror, "alpha@v1")
     kept = verdicts.keep(project.mirror, version, IDENTICAL, {})
+    assert sections(project.settings)["views"] == Section("views", "MLflow has 1 version", ())
+    monkeypatch.setattr("retrace.health.views._GRACE", timedelta(0))
     assert texts(sections(project.settings)["views"]) == [
         "MLflow says nothing of the last rebuild of alpha@v1, which was identical; run `retrace sync`"
     ]

@@ -97,10 +97,10 @@ def _versions(own: list[Version], held: Mapping[int, str]) -> Iterator[Finding]:
 def _verdicts(
     own: list[Version], judged: Mapping[str, Verdict], tags: Mapping[int, Mapping[str, str]]
 ) -> Iterator[Finding]:
-    """Versions of which MLflow says something else than their last rebuild did."""
+    """Versions of which MLflow says something else than their last rebuild did, an hour ago or longer."""
     for version in own:
         verdict, told = judged.get(version.name), tags.get(version.number)
-        if verdict is None or told is None:
+        if verdict is None or told is None or verdict.when > datetime.now(UTC) - _GRACE:
             continue
         wanted = told_verdict(verdict.verdict, verdict.when)
         if any(told.get(key) != value for key, value in wanted.items()):

@@ -8,18 +8,22 @@ import re
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command import Command, Done, hold, left_behind, let_go, retrace, runs, served, until, wait_for_stage
 from handmade import registered
 from projects import STAGES, Project, git, processes_of
-from servers import free_port
+from servers import free_port, hanging_server
 
+from retrace import lease
 from retrace.config import ConfigError, Settings, UnknownModel
-from retrace.console import notices, run_reset, run_retrain
+from retrace.console import StillRunning, notices, run_reset, run_retrain
+from retrace.git import locked
 from retrace.runs import COMPLETE, chain
 from retrace.show import show_lines
 from retrace.versions import champions, versions
@@ -162,6 +166,20 @@ def test_what_an_outage_of_mlflow_left_out_is_written_by_a_sync(story: Story) ->
     assert said(retrace(project, "sync", "alpha").out) == ["MLflow is up to date"]
 
 
+def test_a_retrain_is_not_held_up_by_an_mlflow_that_never_answers(story: Story) -> None:
+    with hanging_server() as port:
+        address = f"http://127.0.0.1:{port}"
+        started = time.monotonic()
+        done = retrace(story.project, "retrain", "alpha", MLFLOW_TRACKING_URI=address, RETRACE_PATIENCE="1")
+        assert time.monotonic() - started < 60, "MLflow's own client waits for two minutes, and tries again"
+    assert (done.code, done.err) == (1, "")
+    told = steps(done.out)
+    assert list(told) == list(STEPS) and told["register"].startswith("nothing changed since alpha@v")
+    outage = f"MLflow at {address} is not available (timed out); nothing is lost: `retrace sync` writes it later"
+    assert told["publish"].startswith(outage), told["publish"]
+    assert left_behind(story.project) == []
+
+
 def test_versions_are_listed_shown_promoted_rolled_back_and_synchronised(story: Story) -> None:
     project = story.project
     listed = retrace(project, "log", "alpha")
@@ -239,6 +257,83 @@ def test_outside_a_project_and_with_a_wrong_date(rough: Project, tmp_path: Path)
     assert wrong.code == 2 and "'tomorrow' is not a date such as 2013-07-01" in wrong.err
 
 
+@pytest.mark.parametrize(
+    ("var", "arguments"),
+    [
+        ("/proc/x", ("retrain", "alpha")),
+        ("/proc/x/y", ("checkout", "alpha@v1")),
+        ("/proc", ("up",)),
+        ("params.yaml", ("doctor",)),
+        ("params.yaml/var", ("demo-reset", "--yes")),
+    ],
+    ids=["not made", "nor its parent", "not written", "a file", "below a file"],
+)
+def test_a_var_that_takes_no_files_is_named(project: Project, var: str, arguments: tuple[str, ...]) -> None:
+    before = project.refs()
+    refused = retrace(project, *arguments, RETRACE_VAR=var)
+    one_line(refused, f"error: {project.root / var} takes none of Retrace's files (", "set RETRACE_VAR to a folder")
+    assert project.refs() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("checkout", "alpha@v1", "../v1"), ("score", "alpha@v1"), ("data", "pull"), ("doctor",)],
+    ids=lambda arguments: arguments[0],
+)
+def test_ctrl_c_is_answered_alike_by_commands_of_every_kind(project: Project, arguments: tuple[str, ...]) -> None:
+    before = project.refs()
+    lock = project.settings.mirror / "fetch.lock"
+    with locked(lock):
+        command = Command(project.root, *arguments)
+        opened = psutil.Process(command.process.pid).open_files
+        until(
+            lambda: runs(command.process.pid) and str(lock) in [file.path for file in opened()], "a command that waits"
+        )
+        _terminal(command)
+        done = command.done()
+    assert (done.code, done.out, done.err) == (130, "", "stopped\n")
+    assert project.refs() == before and not (project.root.parent / "v1").exists()
+
+
+def test_the_demo_of_another_repository_ends_with_that_ones_versions(trained: Project, tmp_path: Path) -> None:
+    """The checkout that it is called in has none."""
+
+    def only_alpha(params: dict[str, Any]) -> None:
+        del params["models"]["beta"]
+        params["demo"] = {"source": "pipeline.source", "through": ["2013-04-01"]}
+
+    trained.edit_params(only_alpha)
+    git(tmp_path, "clone", "-q", "--no-tags", "--single-branch", str(trained.root), "clone")
+    elsewhere = {"RETRACE_ORIGIN": str(trained.root), "RETRACE_VAR": str(trained.settings.var)}
+    done = Command(tmp_path / "clone", "demo", **elsewhere).done()
+    assert (done.code, done.err) == (0, "")
+    assert "\n$ retrace show alpha@v1\nalpha@v1  champion\n" in done.out
+    assert "  retrace checkout alpha@v1  " in done.out
+
+
+def test_records_are_forgotten_by_a_condition_from_the_input(trained: Project) -> None:
+    with sqlite3.connect(trained.source) as database:
+        database.execute("DELETE FROM events WHERE name = 'event 3'")
+
+    def forget(*arguments: str) -> Done:
+        source = json.dumps({"conn_type": "sqlite", "host": str(trained.source)})
+        typed = ("forget", "--dataset", "events", "--ticket", "DPO-2013-17", *arguments)
+        command = Command(trained.root, *typed, stdin=subprocess.PIPE, AIRFLOW_CONN_EVENTS=source)
+        assert command.process.stdin is not None
+        command.process.stdin.write("name = 'event 3'\n")
+        return command.done()
+
+    before = trained.refs()
+    asked = forget()
+    assert (asked.code, asked.err) == (1, "")
+    assert "nothing is changed; answer y at a terminal, or add --yes" in asked.out
+    assert trained.refs() == before
+    done = forget("--yes")
+    assert (done.code, done.err) == (0, "") and "3 partitions of events replaced" in done.out
+    shown = retrace(trained, "log").out
+    assert re.search(r"^alpha@v1 .* impossible +champion$", shown, re.MULTILINE), shown
+
+
 def add_model(params: dict[str, Any]) -> None:
     params["models"]["very_late"] = params["models"]["beta"]
 
@@ -283,6 +378,13 @@ def test_a_run_of_another_commit_than_main_s_says_so(empty_project: Project) -> 
         f"the working copy is dirty: running commit {code[:8]} without notes.txt; commit what should take part",
     ]
     (project.root / "notes.txt").unlink()
+    git(project.root, "mv", "params.yaml", "params-renamed.yaml")
+    (project.root / "dvc.yaml").unlink()
+    assert notices(project.settings, code)[1:] == [
+        f"the working copy is dirty: running commit {code[:8]} without dvc.yaml, params-renamed.yaml, params.yaml; "
+        "commit what should take part"
+    ]
+    git(project.root, "reset", "-q", "--hard")
     for chosen in ({"code_ref": "main"}, {"origin": "git@example.com:team/project.git"}):
         assert notices(project.settings.model_copy(update=chosen), code) == []
 
@@ -310,6 +412,56 @@ def test_what_goes_with_the_demo_is_told_and_nobody_is_surprised(ingested: Proje
     assert project.refs().keys() == {"refs/heads/main"}
     assert [path.name for path in project.settings.var.iterdir()] == ["environments"]
     assert run_reset(project.settings, answer("no")) == 1 and asked[-1].startswith("this removes 0 versions, all runs")
+
+
+def nobody_is_asked(question: str) -> str:
+    pytest.fail(question)
+
+
+def in_use(project: Project) -> str:
+    """Why nothing is removed; nothing is."""
+    before, var = project.refs(), sorted(path.name for path in project.settings.var.iterdir())
+    with pytest.raises(StillRunning) as raised:
+        run_reset(project.settings, nobody_is_asked)
+    assert (project.refs(), sorted(path.name for path in project.settings.var.iterdir())) == (before, var)
+    return str(raised.value)
+
+
+@pytest.fixture
+def recorded(project: Project) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands in the record of servers, as one that `retrace up` has started."""
+    server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    entry = {"name": "mlflow", "pid": server.pid, "born": psutil.Process(server.pid).create_time()}
+    record = project.settings.var / "run/services.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps([{"name": "up", "pid": server.pid, "born": 1.0}, entry]))
+    yield server
+    server.kill()
+    server.wait()
+
+
+def test_nothing_is_removed_under_servers(project: Project, recorded: subprocess.Popen[bytes]) -> None:
+    said = f"the servers of {project.root} are running; stop them with `make down` first"
+    assert in_use(project) == said
+    one_line(retrace(project, "demo-reset", "--yes"), said)
+    recorded.kill()
+    recorded.wait()
+    assert run_reset(project.settings, None) == 0
+
+
+def test_nothing_is_removed_under_a_run(project: Project) -> None:
+    mirror = project.mirror
+    lease.take(mirror, "beta", "of yesterday", -1)
+    lease.take(mirror, "alpha", "tonight", -1, lease.this_process())
+    assert in_use(project) == (
+        "alpha is being retrained by tonight; wait for it to end, or if it was killed, give its lease up with "
+        "`git update-ref -d refs/locks/alpha`"
+    )
+    git(project.root, "update-ref", "-d", "refs/locks/alpha")
+    with lease.publication(mirror, "beta"):
+        assert in_use(project).startswith("beta is being written to MLflow; wait for it to end, or if it was killed")
+    assert run_reset(project.settings, None) == 0
+    assert project.refs().keys() == {"refs/heads/main"}
 
 
 @pytest.mark.parametrize(
