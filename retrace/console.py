@@ -369,7 +369,9 @@ def run_reset(settings: Settings, ask: Callable[[str], str] | None) -> int:
 
 def _refuse_while_in_use(settings: Settings) -> None:
     """Raise `StillRunning` while a process works with what a reset removes: it would write into what is gone."""
-    if _services_run(settings):
+    from retrace.airflow.services import are_running
+
+    if are_running(settings):
         raise StillRunning(f"the servers of {settings.root} are running; stop them with `make down` first")
     mirror = Mirror.open(settings.mirror, settings.origin)
     for ref in mirror.remote_refs(f"{_LOCKS}*"):
@@ -381,14 +383,6 @@ def _refuse_while_in_use(settings: Settings) -> None:
                 f"{model} is {what}; wait for it to end, or if it was killed, give its lease up with "
                 f"`git update-ref -d {ref}`"
             )
-
-
-def _services_run(settings: Settings) -> bool:
-    """Whether a process lives that `retrace up` has written down."""
-    from retrace.airflow.services import Started
-
-    record = settings.var / "run/services.json"
-    return record.exists() and any(Started(**entry).is_alive() for entry in json.loads(record.read_text()))
 
 
 def _what_goes(settings: Settings) -> str:

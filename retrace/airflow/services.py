@@ -298,6 +298,11 @@ def _check_alive(settings: Settings, started: Sequence[Started]) -> None:
             raise ServiceFailed(f"{service.name} ended by itself; see the end of {_log(settings, service.name)}")
 
 
+def are_running(settings: Settings) -> bool:
+    """Whether any of the servers that `retrace up` started lives, or what one of them started."""
+    return bool(_living(settings, _read_record(settings)))
+
+
 def _run_folder(settings: Settings) -> Path:
     return settings.var / "run"
 
