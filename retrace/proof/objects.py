@@ -64,13 +64,19 @@ def check_objects(settings: Settings, mirror: Mirror, version: Version, things: 
 def _in_folder(folder: Path, thing: Tracked) -> Iterator[Departure]:
     if thing.md5.endswith(".dir"):
         listing = object_path(folder, thing.md5)
-        named = f"the list of the files of {thing.path} (md5 {thing.md5})"
         if not listing.is_file():
-            yield Departure(thing.md5, True, f"{named} is not in the DVC remote")
+            yield _of_list(thing, lost=True)
         elif listing.read_bytes() != thing.directory_object:
-            yield Departure(thing.md5, False, f"{named} is another one in the DVC remote")
+            yield _of_list(thing, lost=False)
     for file in thing.files:
         yield from _compare(object_path(folder, file.md5), file)
+
+
+def _of_list(thing: Tracked, *, lost: bool) -> Departure:
+    what = "is not" if lost else "is another one"
+    return Departure(
+        thing.md5, lost, f"the list of the files of {thing.path} (md5 {thing.md5}) {what} in the DVC remote"
+    )
 
 
 def _fetched(settings: Settings, mirror: Mirror, version: Version, things: Sequence[Tracked]) -> Iterator[Departure]:
@@ -79,11 +85,10 @@ def _fetched(settings: Settings, mirror: Mirror, version: Version, things: Seque
     with workspace(settings, mirror, version.commit, f"{version.model}--verify-v{version.number}") as space:
         log = settings.logs / version.model / f"verify-v{version.number}.log"
         job = Job(f"verification of {version.name}", space, {"operation": "fetch", "objects": objects}, log)
-        lost = set(run_job(settings, job)["missing"])
+        found = run_job(settings, job)
         for thing in things:
-            if thing.path in lost and thing.md5.endswith(".dir"):
-                named = f"the list of the files of {thing.path} (md5 {thing.md5})"
-                yield Departure(thing.md5, True, f"{named} is not in the DVC remote, or is another one there")
+            if thing.md5.endswith(".dir") and thing.path in (*found["missing"], *found["corrupt"]):
+                yield _of_list(thing, lost=thing.path in found["missing"])
                 continue
             for file in thing.files:
                 yield from _compare(space.path / file.path, file)
