@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import threading
 import warnings
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -141,6 +142,7 @@ class Task:
         return float(self.metric.compute(self.validation[self.features.label.name], predictions))
 
 
+Evaluate = Callable[[list[dict[str, Value]]], Iterable[float]]
 _task: Task  # of a tuning worker
 
 
@@ -158,11 +160,15 @@ def _end_with_parent() -> None:
 
 
 def _trial(chosen: dict[str, Value], scratch: Path) -> float:
+    return trial(_task, chosen, scratch)
+
+
+def trial(task: Task, chosen: dict[str, Value], scratch: Path) -> float:
     """The value of one trial, taken over if an interrupted run has finished it."""
     kept = scratch / f"{hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()}.json"
     if not kept.exists():
         unfinished = kept.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(_task.value(chosen)), encoding="utf-8")
+        unfinished.write_text(json.dumps(task.value(chosen)), encoding="utf-8")
         unfinished.replace(kept)
     return float(json.loads(kept.read_text(encoding="utf-8")))
 
@@ -182,7 +188,7 @@ def suggest(trial: optuna.Trial, search: dict[str, Range | Choices]) -> dict[str
     return chosen
 
 
-def tune(task: Task, pool: Executor, scratch: Path) -> tuple[pd.DataFrame, dict[str, Value]]:
+def tune(task: Task, values_of: Evaluate) -> tuple[pd.DataFrame, dict[str, Value]]:
     """The table of trials and the best parameters; a round depends on the rounds before it, never on timing."""
     settings, rows = task.settings, list[dict[str, Any]]()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -194,12 +200,11 @@ def tune(task: Task, pool: Executor, scratch: Path) -> tuple[pd.DataFrame, dict[
         )
         trials = [study.ask() for _ in range(min(settings.batch, settings.trials - done))]
         chosen = [suggest(trial, settings.search) for trial in trials]
-        values = pool.map(_trial, chosen, [scratch] * len(chosen))
-        for trial, parameters, value in zip(trials, chosen, values, strict=True):
+        for asked, parameters, value in zip(trials, chosen, values_of(chosen), strict=True):
             if not math.isfinite(value):
                 raise Problem(f"{settings.metric} is {value} for {parameters}; narrow train.search")
-            study.tell(trial, value)
-            told = {"number": trial.number, "state": "complete", "value": value, "best_value": study.best_value}
+            study.tell(asked, value)
+            told = {"number": asked.number, "state": "complete", "value": value, "best_value": study.best_value}
             rows.append({**told, **parameters})
             print(f"trial {len(rows)}/{settings.trials} {value:.4f} best {study.best_value:.4f}", flush=True)
     return pd.DataFrame(rows), dict(study.best_params)
@@ -212,17 +217,24 @@ def workers(batch: int) -> int:
     return min(int(text), batch)
 
 
+def tuned(task: Task, model: str, scratch: Path) -> tuple[pd.DataFrame, dict[str, Value]]:
+    """Tune by as many processes as may be; one alone is this one, since another takes a while to start."""
+    count = workers(task.settings.batch)
+    if count == 1:
+        return tune(task, lambda chosen: (trial(task, parameters, scratch) for parameters in chosen))
+    with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (model,)) as pool:
+        try:
+            return tune(task, lambda chosen: pool.map(_trial, chosen, [scratch] * len(chosen)))
+        except BrokenProcessPool:
+            raise Problem(f"a tuning worker of {count} died, for want of memory?; set RETRACE_WORKERS=1") from None
+
+
 def main(model: str) -> None:
     task = Task(model)
-    count = workers(task.settings.batch)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(os.environ.get("RETRACE_SCRATCH") or temporary, f"{model}-{task.digest()}")
         scratch.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (model,)) as pool:
-            try:
-                trials, best = tune(task, pool, scratch)
-            except BrokenProcessPool:
-                raise Problem(f"a tuning worker of {count} died, for want of memory?; set RETRACE_WORKERS=1") from None
+        trials, best = tuned(task, model, scratch)
         fitted = task.fit(pd.concat([task.train, task.validation], ignore_index=True), best)
         trials.to_csv(output("plots", model, "trials.csv"), index=False, lineterminator="\n")
         output("models", f"{model}.skops").write_bytes(dumps(fitted))
