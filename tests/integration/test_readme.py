@@ -20,6 +20,8 @@ from checkouts import commit, copy_project, environ, share_environments
 from projects import ROOT
 from servers import free_port
 
+from retrace.environment import EnvironmentLock, ensure
+
 ELSEWHERE = {"make test": "this very suite"}
 EXPECTED = {
     "make demo": ["late_arrival@v2", "air_time@v2", "champion", "$ retrace show late_arrival@v2", "Next:"],
@@ -79,13 +81,16 @@ def make_short(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A newcomer's checkout after the installation."""
+def checkout(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Path:
+    """A newcomer's checkout after the installation; the stages' environment is a copy of what this session has."""
     root = tmp_path_factory.mktemp("readme") / "project"
     copy_project(root)
     make_short(root / "params.yaml")
     commit(root)
-    share_environments(root, tmp_path_factory.mktemp("environments"))  # where others make theirs, a doctor finds some
+    own = tmp_path_factory.mktemp("environments")  # where others make theirs, a doctor finds some
+    made = ensure(EnvironmentLock.of_folder(root), environments)
+    subprocess.run(["cp", "--archive", "--link", str(made), str(own)], check=True)
+    share_environments(root, own)
     (root / ".venv").symlink_to(sys.prefix)
     for marker in (".ready", ".ready-tests"):
         (root / ".venv" / marker).touch()
