@@ -26,7 +26,7 @@ down: .venv/.ready ## End what make up started
 test: .venv/.ready-tests ## Run every test, with real servers
 	@command -v ssh-keygen >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes openssh-client; } || \
 		{ echo "error: ssh-keygen is not here, which tests of signatures use; install openssh-client" >&2; exit 1; }
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.ready-tests ## ruff, and mypy --strict on the engine
 	@$(BIN)/ruff check .
