@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from projects import Project
 from shared import made_once, session_folder
+
+from retrace.forkserver import VARIABLE, forkserver
+from retrace.process import child_environment
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +20,23 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = session_folder(tmp_path_factory) / "environments"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a process with DVC loaded listens, as in a session of `retrace retrain`."""
+    with forkserver(child_environment(), tmp_path_factory.mktemp("forking") / "server.log"):
+        listens = os.environ.pop(VARIABLE)
+        yield listens
+        os.environ[VARIABLE] = listens
+
+
+@pytest.fixture(scope="module")
+def forked(forking: str) -> Iterator[None]:
+    """For modules in which many stages run, and none is about its process: children are forked, which is quicker."""
+    os.environ[VARIABLE] = forking
+    yield
+    del os.environ[VARIABLE]
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from retrace.publish import entry_of
 from retrace.trace_text import lineage_lines
 from retrace.versions import UnknownVersion
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HOSTILE = "a|b `c` <img> [x](y) *z* ```\x1b[31m"
 ROWS = [(x, x * x) for x in range(40)]
 

@@ -22,6 +22,8 @@ from retrace.lineage.event import Parent, Read
 from retrace.process import StageFailed
 from retrace.runs import Run, Task
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 FACET = facets.FACET
 DAG_RUN = "11111111-1111-4111-8111-111111111111"
 

@@ -41,6 +41,8 @@ from retrace.tombstones import current
 from retrace.verdicts import IMPOSSIBLE
 from retrace.verify import run_verify
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 

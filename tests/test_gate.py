@@ -21,6 +21,8 @@ from retrace.register import gate_facts
 from retrace.runs import Run, chain
 from retrace.versions import CHAMPION, Version
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ACCURATE = Finding(True, "accuracy 0.8 >= 0.5")
 
 

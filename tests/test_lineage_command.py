@@ -21,6 +21,8 @@ from retrace.trace import NoLineage, trace
 from retrace.trace_text import WIDTH, lineage_lines, mermaid_text, printable
 from retrace.versions import UnknownVersion
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HOSTILE = 'ugly "] --> x`code` | %%{init}%% <b>\x1b[31m\u202ered\x07 #quot; $x$'
 COLUMNS = {"data/features/alpha": {"size": [["data/raw/events", "moment"], ["data/raw/events", "size"]]}}
 FORMATS = ("text", "json", "mermaid")

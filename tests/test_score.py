@@ -13,6 +13,8 @@ from retrace.runs import NoData
 from retrace.score import NoNewerData, UnknownData, score_lines
 from retrace.versions import UnknownVersion
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 REF = "refs/scores/alpha/v1--data-"
 
 
