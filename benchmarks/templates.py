@@ -58,7 +58,7 @@ RESULTS = {  # the results that git keeps and that are read again: the lock name
 }
 
 # In a template these stand for what differs: numbers of 8 digits within md5s and run ids, a day, commits, files.
-_NUMBER, _DAYS, _DAY, _NAME = "00112233", "44556677", "9999-99-99", "@v0"
+_NUMBER, _DAYS, _DAY, _NAME, _ROWS = "00112233", "44556677", "9999-99-99", "@v0", 55667788
 _CODE, _DATA = "c" * 40, "d" * 40
 _FILES = "every raw file"
 _INDENT = " " * 5  # of a file in an event
@@ -120,6 +120,7 @@ def filled(template: str, made: Made, datasets: Sequence[Partitions]) -> bytes:
     for dataset in datasets:
         newest, (md5, sha256) = dataset.items[made.days - 1], _hashes(dataset.name)
         values |= {_directory(dataset.name): dataset.directory(made.days), md5: newest.md5, sha256: newest.sha256}
+        values |= {str(_ROWS): str(newest.rows)}
     values |= {_CODE: made.code, _DATA: made.data} if made.data else {}
     for name, value in values.items():
         template = template.replace(name, value)
@@ -163,7 +164,7 @@ def _event(
 
 def _facts(stage: str, code: Iterable[str]) -> dict[str, Any]:
     if stage == INGEST:
-        partitions = [_file(f"{RAW}/{name}/{_DAY}.parquet", name) | {"rows": 300} for name in ("flights", "weather")]
+        partitions = [_file(f"{RAW}/{name}/{_DAY}.parquet", name) | {"rows": _ROWS} for name in ("flights", "weather")]
         return {"interval": _DAY, "partitions": partitions}
     if stage == SNAPSHOT:
         return {"code": _CODE, "data": _DATA, "dataThrough": BEGIN.isoformat(), "backfill": False}
