@@ -22,7 +22,10 @@ from servers import free_port
 
 from retrace.environment import EnvironmentLock, ensure
 
-ELSEWHERE = {"make test": "this very suite"}
+ELSEWHERE = {
+    "make test": "this very suite",
+    "make lint": "about the code, not what it does: 20 s of two cores' 15 minutes",
+}
 EXPECTED = {
     "make demo": ["late_arrival@v2", "air_time@v2", "champion", "$ retrace show late_arrival@v2", "Next:"],
     "retrace show late_arrival@v2": ["environment", "gate", "models/late_arrival.skops"],
