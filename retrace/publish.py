@@ -80,7 +80,7 @@ def _tell_verdicts(registry: Registry, model: str, judged: Mapping[int, Verdict]
     changes = []
     for number, verdict in judged.items():
         told = told_verdict(verdict.verdict, verdict.when)
-        if number in held and any(held[number].get(key) != value for key, value in told.items()):
+        if number in held and not told.items() <= held[number].items():
             registry.tag(model, number, told)
             changes.append(f"the last rebuild of {verdict.version} was told: {verdict.verdict}")
     return changes

@@ -269,12 +269,17 @@ def test_a_forgotten_version_is_not_rebuilt_again(
     assert len(verdicts.verdicts(project.mirror, versions.find(project.mirror, "alpha@v2"))) == 1
 
 
-def test_another_machines_cache_brings_nothing_back(
-    forgotten: Project, with_the_person: Project, tmp_path: Path
-) -> None:
+@pytest.fixture
+def another_machine(forgotten: Project, with_the_person: Project, tmp_path: Path) -> Project:
+    """One whose cache still has all that was forgotten."""
     project = forgotten.copy(tmp_path / "project")
     shutil.rmtree(project.settings.cache)
     shutil.copytree(with_the_person.settings.cache, project.settings.cache)
+    return project
+
+
+def test_another_machines_cache_brings_nothing_back(another_machine: Project) -> None:
+    project = another_machine
     remote, stones = stored(project)["remote"], current(project.mirror)
     for model, name in (("beta", "broken"), ("alpha", "waiting")):
         head = project.mirror.fetch_ref(f"refs/runs/{model}/{name}")
@@ -288,12 +293,8 @@ def test_another_machines_cache_brings_nothing_back(
     )
 
 
-def test_another_machines_cache_gives_a_checkout_no_records_either(
-    forgotten: Project, with_the_person: Project, tmp_path: Path
-) -> None:
-    project = forgotten.copy(tmp_path / "project")
-    shutil.rmtree(project.settings.cache)
-    shutil.copytree(with_the_person.settings.cache, project.settings.cache)
+def test_another_machines_cache_gives_a_checkout_no_records_either(another_machine: Project, tmp_path: Path) -> None:
+    project = another_machine
     with pytest.raises(Forgotten, match=rf"checkout of alpha@v2: .* was removed on request {TICKET}"):
         checkout_version(project.settings, "alpha@v2", tmp_path / "there")
     assert not (tmp_path / "there").exists()

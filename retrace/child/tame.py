@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -23,10 +24,10 @@ def read_yaml_faster() -> None:
     parse: Callable[..., Any] = _yaml.parse_yaml
 
     def parsed(text: str, path: str, typ: str = "safe") -> Any:
-        try:
-            return yaml12.load(text) or {} if typ == "safe" else parse(text, path, typ)
-        except yaml.YAMLError:
-            return parse(text, path, typ)
+        if typ == "safe":
+            with suppress(yaml.YAMLError):
+                return yaml12.load(text) or {}
+        return parse(text, path, typ)
 
     for module in (_yaml, serialize, strictyaml):
         module.parse_yaml = parsed

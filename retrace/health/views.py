@@ -103,7 +103,7 @@ def _verdicts(
         if verdict is None or told is None or verdict.when > datetime.now(UTC) - _GRACE:
             continue
         wanted = told_verdict(verdict.verdict, verdict.when)
-        if any(told.get(key) != value for key, value in wanted.items()):
+        if not wanted.items() <= told.items():
             there = told.get(VERDICT, "nothing")
             text = f"MLflow says {there} of the last rebuild of {version.name}, which was {verdict.verdict}; {_SYNC}"
             yield Finding("mlflow-verdict", text, facts={"version": version.name, "verdict": verdict.verdict})
